@@ -1,0 +1,44 @@
+# Each target sets up what it needs: Python 3.10 or newer, git and make are enough to start.
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+export PATH := $(BIN):$(PATH)
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: help setup demo test repro lint figures bench lock clean
+
+help:            ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+setup: .venv/.installed   ## a virtual environment with the pinned packages
+
+# torchattacks pins a `requests` of 2021 that it never imports; without its dependencies it needs only torch.
+.venv/.installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchattacks==3.5.1
+	@touch $@
+
+demo: setup      ## the whole pipeline on scikit-learn's digits: no download, two minutes, nothing here changes
+	@sh tests/demo.sh
+
+test: setup      ## every test, the pipeline on the digits included
+	pytest
+
+repro: setup     ## the CIFAR study: half an hour on two cores
+	dvc repro
+
+lint: setup      ## ruff: faults and format
+	ruff check .
+	ruff format --check .
+
+figures: setup   ## README's picture, drawn from the committed tables
+	python -m benchmarks.readme_picture
+
+lock: setup      ## pin the newest versions that requirements*.txt allow
+	pip install --quiet uv
+	uv pip compile requirements-dev.txt --universal --python-version 3.10 --no-header --no-annotate --quiet \
+	  | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock
+
+clean:           ## what the targets above made, prepared data and checkpoints included
+	rm -rf .venv build dvc_plots data/prepared data/checkpoints data/resume

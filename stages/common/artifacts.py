@@ -1,0 +1,129 @@
+"""Every file that a stage writes or reads back: JSON, CSV, PNG, arrays and checkpoints.
+
+Files appear whole or not at all (written beside their place, then renamed), and equal content gives equal bytes: no
+times, no paths, no hostnames. That is what keeps `dvc.lock` and the committed figures stable.
+"""
+
+import errno
+import io
+import json
+import math
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stages.common.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # only stages that draw pay for its import
+
+METRICS = Path("metrics")
+PLOTS = Path("plots")
+IMAGES = PLOTS / "images"
+PREPARED = Path("data/prepared")
+CHECKPOINTS = Path("data/checkpoints")
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write `content` to `path` atomically: a crash or a full disk leaves the old file, or none, never half of one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes private files; artifacts are shared like any other
+        Path(temporary).replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"{path}: the disk is full, nothing was written; free some space and run again") from None
+        raise
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:
+    """Write nested metrics as JSON, floats rounded to 4 places.
+
+    Raises ValueError for NaN or infinity: a figure that does not exist is a defect of the stage, not a value.
+    """
+    write_bytes(path, (json.dumps(_rounded(metrics, Path(path).name), indent=2) + "\n").encode())
+
+
+def _rounded(value: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _rounded(item, f"{where}:{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item, where) for item in value]
+    if isinstance(value, (float, np.floating)):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value}: metrics are finite numbers")
+        return round(float(value), 4)
+    return int(value) if isinstance(value, (bool, np.bool_, np.integer)) else value
+
+
+def write_table(path: str | Path, columns: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, places: int = 6) -> None:
+    """Write columns of equal length, or rows, as CSV with LF line ends and floats rounded to `places`."""
+    frame = pd.DataFrame(columns).round(places)
+    write_bytes(path, frame.to_csv(index=False, lineterminator="\n").encode())
+
+
+def write_figure(path: str | Path, figure: "Figure") -> None:
+    """Write a matplotlib figure as PNG, without the metadata that would differ between matplotlib's versions."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    write_bytes(path, buffer.getvalue())
+
+
+def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
+    """Write named arrays as an uncompressed .npz (numpy dates its members 1980, so equal arrays give equal bytes)."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Read what `write_arrays` wrote. Raises UserError for a missing or damaged file; never unpickles."""
+    try:
+        with np.load(_present(path), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, ValueError, EOFError, KeyError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run `dvc repro`") from None
+
+
+def write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
+    """`torch.save` with bytes that depend on the content alone (the archive inside is not named after the file)."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU with `weights_only=True`. Raises UserError for a missing or damaged file."""
+    path = _present(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a different type for each kind of damage
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a checkpoint of this project ({reason}); delete it and `dvc repro`") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__}, not a checkpoint; delete it and run `dvc repro`")
+    return content
+
+
+def _present(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is missing: an earlier stage makes it; run `dvc repro`, or `dvc pull` with a remote")
+    return path

@@ -1,0 +1,262 @@
+"""What the audit asks of a model and of the attacks on it: one small function a check, each naming what it saw.
+
+Sources: Carlini 2019 (On Evaluating Adversarial Robustness), Athalye 2018 (Obfuscated Gradients), Croce 2020
+(AutoAttack's warnings). To add a check, write a function `Subject -> Finding` and name it in CHECKS.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.common import attacks, evaluation, images
+from stages.common.images import ImageSet
+from stages.common.models import Classifier
+
+SMALL_EPS = 0.5 / 255  # so small that the loss is near enough to linear: the direction alone decides
+TOLERANCE = 0.01  # of accuracies compared on a few hundred images; below it they count as equal
+
+
+class Finding(NamedTuple):
+    """Whether the check passed, what it saw, and what that means when it fails."""
+
+    passed: bool
+    seen: str
+    otherwise: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and what it is audited with. Accuracies are of `image_set`, in [0, 1], and measured once."""
+
+    model: Classifier
+    image_set: ImageSet
+    target: int
+    eps: float
+    epsilons: tuple[float, ...]
+    pgd_steps: int
+    seed: int
+    device: torch.device
+
+    @cached_property
+    def correct(self) -> Tensor:
+        """Which clean images are classified correctly: bool (N,). Only these are worth attacking."""
+        predicted = images.predictions(self.model, self.image_set.images, device=self.device)
+        return predicted == self.image_set.labels
+
+    @cached_property
+    def budgets(self) -> tuple[float, ...]:
+        """The sweep's budgets and eps, ascending, without 0."""
+        return tuple(sorted({eps for eps in (*self.epsilons, self.eps) if eps > 0}))
+
+    @cached_property
+    def fgsm(self) -> dict[float, float]:
+        """Accuracy under FGSM at each of the budgets."""
+        predicted = evaluation.fgsm_predictions(self.model, self.image_set, self.budgets, device=self.device)
+        accuracies = (predicted == self.image_set.labels).double().mean(1)
+        return dict(zip(self.budgets, accuracies.tolist(), strict=True))
+
+    @cached_property
+    def pgd(self) -> dict[float, float]:
+        """Accuracy under PGD at each of the budgets, each from a fresh start."""
+        return {eps: self.pgd_at(eps, self.pgd_steps) for eps in self.budgets}
+
+    def pgd_at(self, eps: float, steps: int) -> float:
+        survivors = evaluation.pgd_correct(
+            self.model,
+            self.image_set.take(self.correct.nonzero().squeeze(1)),
+            eps,
+            steps=steps,
+            seed=self.seed,
+            device=self.device,
+            description=f"audit: PGD-{steps} at {eps:.3g}",
+        )
+        return float(survivors.sum()) / len(self.image_set)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Float images and labels on the device."""
+        for _, x, y in images.batches(
+            self.image_set.images, self.image_set.labels, device=self.device, description="audit"
+        ):
+            yield x, y
+
+
+def eps_zero_is_clean(subject: Subject) -> Finding:
+    """A budget of 0 must change no prediction; the reproduced study lost half its accuracy there to a wrong clamp."""
+    untargeted = evaluation.fgsm_predictions(subject.model, subject.image_set, [0.0], device=subject.device)[0]
+    targeted = evaluation.fgsm_predictions(
+        subject.model, subject.image_set, [0.0], target=subject.target, device=subject.device
+    )[0]
+    clean = images.predictions(subject.model, subject.image_set.images, device=subject.device)
+    changed = int(((untargeted != clean) | (targeted != clean)).sum())
+    return Finding(changed == 0, f"{changed} predictions change at eps 0", "the attack alters images by more than eps")
+
+
+def budget_and_range_kept(subject: Subject) -> Finding:
+    """|attacked - image| <= eps and pixels in [0, 1], for FGSM, targeted FGSM and PGD at every budget."""
+    excess, outside = 0.0, 0.0
+    for x, y in subject.batches():
+        goal = torch.full_like(y, subject.target)
+        for eps in subject.budgets:
+            attacked = torch.cat(
+                [
+                    attacks.fgsm(subject.model, x, y, eps),
+                    attacks.fgsm(subject.model, x, goal, eps, targeted=True),
+                    attacks.pgd(subject.model, x, y, eps, steps=1, generator=_generator(subject)),
+                ]
+            )
+            excess = max(excess, float((attacked - x.repeat(3, 1, 1, 1)).abs().max()) - eps)
+            outside = max(outside, float((attacked - 0.5).abs().max()) - 0.5)
+            if not torch.isfinite(attacked).all():
+                outside = float("inf")
+    kept = excess <= 1e-6 and outside <= 0
+    seen = (
+        f"largest change exceeds eps by {max(0.0, excess):.1g}, largest pixel leaves [0, 1] by {max(0.0, outside):.1g}"
+    )
+    return Finding(kept, seen, "the attack cheats: its accuracy is not comparable with others at this eps")
+
+
+def model_untouched(subject: Subject) -> Finding:
+    """Weights, BatchNorm buffers and flags are the same before and after all three attacks."""
+    x, y = next(subject.batches())
+    before = {key: value.clone() for key, value in subject.model.state_dict().items()}
+    attacks.fgsm(subject.model, x, y, subject.eps)
+    attacks.pgd(subject.model, x, y, subject.eps, steps=2, generator=_generator(subject))
+    changed = [key for key, value in subject.model.state_dict().items() if not torch.equal(value, before[key])]
+    return Finding(not changed, f"{len(changed)} tensors changed by attacking", "later figures are of another model")
+
+
+def forward_repeats(subject: Subject) -> Finding:
+    """Two forward passes agree: a random defence would need attacks that average over its randomness."""
+    with torch.no_grad():
+        x, _ = next(subject.batches())
+        difference = float((subject.model(x) - subject.model(x)).abs().max())
+    return Finding(difference == 0, f"two forward passes differ by {difference:.1g}", "the model is random: average it")
+
+
+def gradients_not_zero(subject: Subject) -> Finding:
+    """Every correctly classified image has a gradient to follow: saturated logits leave none (Carlini 2017)."""
+    zero = 0
+    for x, y in subject.batches():
+        with attacks.frozen(subject.model):
+            gradient = attacks.input_gradient(subject.model, x, y)
+        zero += int((gradient.flatten(1).abs().amax(1) == 0).sum())
+    return Finding(zero == 0, f"{zero} of {len(subject.image_set)} images have no gradient", "masking by saturation")
+
+
+def fgsm_raises_loss(subject: Subject) -> Finding:
+    """At 0.5/255 the loss of the true class rises on more than 95 % of images."""
+    share = _share_moved(subject, targeted=False)
+    return Finding(share > 0.95, f"true-class loss rises on {share:.1%} at 0.5/255", "wrong sign, or a masked gradient")
+
+
+def targeted_lowers_loss(subject: Subject) -> Finding:
+    """At 0.5/255 the loss of the target falls on more than 95 % of images; the study's step had the wrong sign."""
+    share = _share_moved(subject, targeted=True)
+    return Finding(
+        share > 0.95, f"target's loss falls on {share:.1%} at 0.5/255", "the step walks away from its target"
+    )
+
+
+def fgsm_below_clean(subject: Subject) -> Finding:
+    """FGSM accuracy at eps is not above clean accuracy: more is label leaking (Kurakin 2017) or overfitting."""
+    clean, fgsm = _share(subject.correct), subject.fgsm.get(subject.eps, _share(subject.correct))
+    seen = f"FGSM {fgsm:.3f}, clean {clean:.3f} at eps {subject.eps:.3g}"
+    return Finding(fgsm <= clean + TOLERANCE, seen, "the model reads the label out of the attack")
+
+
+def noise_weaker_than_fgsm(subject: Subject) -> Finding:
+    """Random signs of the same size leave at least FGSM's accuracy: a gradient that aims no better is masked."""
+    right = 0
+    for x, y in subject.batches():
+        with torch.no_grad():
+            noisy = attacks.sign_noise(x, subject.eps, generator=_generator(subject))
+            right += int((subject.model(noisy).argmax(1) == y).sum())
+    noise, fgsm = right / len(subject.image_set), subject.fgsm.get(subject.eps, _share(subject.correct))
+    seen = f"noise leaves {noise:.3f}, FGSM {fgsm:.3f} at eps {subject.eps:.3g}"
+    return Finding(noise >= fgsm - TOLERANCE, seen, "the gradient says no more than chance")
+
+
+def pgd_at_most_fgsm(subject: Subject) -> Finding:
+    """At every budget PGD leaves no more than FGSM does, on the same images."""
+    worst = max(subject.budgets, key=lambda eps: subject.pgd[eps] - subject.fgsm[eps])
+    seen = f"PGD {subject.pgd[worst]:.3f}, FGSM {subject.fgsm[worst]:.3f} at eps {worst:.3g}, where PGD does worst"
+    return Finding(subject.pgd[worst] <= subject.fgsm[worst] + TOLERANCE, seen, "PGD has lost its way: too few steps?")
+
+
+def fgsm_close_to_pgd(subject: Subject) -> Finding:
+    """FGSM and PGD differ by at most 15 points at eps; if not, the FGSM figure is no measure of robustness."""
+    fgsm = subject.fgsm.get(subject.eps, 0.0)
+    gap = fgsm - subject.pgd.get(subject.eps, 0.0)
+    seen = f"FGSM {fgsm:.3f}, PGD {fgsm - gap:.3f} at eps {subject.eps:.3g}"
+    return Finding(gap <= 0.15, seen, "do not believe this model's FGSM figure: believe PGD's")
+
+
+def pgd_falls_with_eps(subject: Subject) -> Finding:
+    """A larger budget never leaves PGD more accuracy."""
+    accuracies = [_share(subject.correct), *(subject.pgd[eps] for eps in subject.budgets)]
+    rise = max(after - before for before, after in pairwise(accuracies))
+    return Finding(
+        rise <= TOLERANCE, f"largest rise between budgets {max(0.0, rise):.3f}", "PGD fails at large budgets"
+    )
+
+
+def pgd_converged(subject: Subject) -> Finding:
+    """Twice the steps take off less than 2 points at eps."""
+    once, twice = subject.pgd_at(subject.eps, subject.pgd_steps), subject.pgd_at(subject.eps, 2 * subject.pgd_steps)
+    seen = f"{subject.pgd_steps} steps leave {once:.3f}, {2 * subject.pgd_steps} leave {twice:.3f}"
+    return Finding(once - twice < 0.02, seen, "raise audit.pgd_steps and fgsm_sweep.pgd_steps")
+
+
+def pgd_unbounded_reaches_zero(subject: Subject) -> Finding:
+    """With a budget of 1, which allows any image, PGD leaves at most 1 %: anything more is a masked gradient."""
+    left = subject.pgd_at(1.0, 2 * subject.pgd_steps)
+    return Finding(left <= 0.01, f"PGD without a bound leaves {left:.3f}", "gradients are masked: no figure here holds")
+
+
+def _share(mask: Tensor) -> float:
+    return float(mask.double().mean())
+
+
+def _generator(subject: Subject) -> torch.Generator:
+    return torch.Generator(subject.device).manual_seed(subject.seed)
+
+
+@torch.no_grad()
+def _share_moved(subject: Subject, *, targeted: bool) -> float:
+    """The share of images whose loss a tiny step moves the right way; images with a loss of exactly 0 cannot move."""
+    moved = 0
+    for x, y in subject.batches():
+        labels = torch.full_like(y, subject.target) if targeted else y
+        attacked = attacks.fgsm(subject.model, x, labels, SMALL_EPS, targeted=targeted)
+        before, after = (
+            F.cross_entropy(subject.model(batch).double(), labels, reduction="none") for batch in (x, attacked)
+        )
+        moved += int(((after < before) if targeted else (after > before)).sum())
+    return moved / len(subject.image_set)
+
+
+CHECKS: dict[str, Callable[[Subject], Finding]] = {
+    check.__name__: check
+    for check in (
+        eps_zero_is_clean,
+        budget_and_range_kept,
+        model_untouched,
+        forward_repeats,
+        gradients_not_zero,
+        fgsm_raises_loss,
+        targeted_lowers_loss,
+        fgsm_below_clean,
+        noise_weaker_than_fgsm,
+        pgd_at_most_fgsm,
+        fgsm_close_to_pgd,
+        pgd_falls_with_eps,
+        pgd_converged,
+        pgd_unbounded_reaches_zero,
+    )
+}

@@ -1,0 +1,146 @@
+"""The pictures that stages write as PNG: matplotlib figures of a fixed size, drawn without a display.
+
+Colours are of Okabe and Ito's palette, which colour-blind readers can tell apart.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from stages.common import attacks, images
+from stages.common.images import ImageSet
+from stages.common.models import Classifier
+
+DPI = 100
+STANDARD, ROBUST = "#0072B2", "#D55E00"  # of the two models, in every picture
+ID, OOD = "#0072B2", "#E69F00"
+RIGHT, WRONG, HIT = "#009E73", "#D55E00", "#AA3377"  # of the predicted names under the images
+
+
+def score_histograms(
+    curves: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]],
+    aurocs: Mapping[str, Mapping[str, float]],
+    *,
+    bins: int = 50,
+) -> Figure:
+    """Histograms of confidences, ID against OOD: one row per model, one column per score.
+
+    `curves[model][score]` holds the confidences of ID (N,) and of OOD images (M,); `aurocs[model][score]`, in [0, 1],
+    stands in the titles. Each histogram shows the share of its set per bin over the central 99.8 % of both, so that
+    neither the sets' sizes nor a stray value hide the shapes. Every model must have the first one's scores.
+    """
+    models, scores = list(curves), list(next(iter(curves.values())))
+    figure = Figure(figsize=(2.6 * len(scores), 2.4 * len(models)), dpi=DPI, layout="constrained")
+    grid = figure.subplots(len(models), len(scores), squeeze=False)
+    for row, model in zip(grid, models, strict=True):
+        for axes, score in zip(row, scores, strict=True):
+            inside, outside = (np.asarray(side, dtype=np.float64) for side in curves[model][score])
+            low, high = np.quantile(np.concatenate([inside, outside]), [0.001, 0.999])
+            edges = np.linspace(low, high, bins + 1) if high > low else np.linspace(low - 0.5, low + 0.5, bins + 1)
+            for values, name, colour in ((inside, "ID", ID), (outside, "OOD", OOD)):
+                shares = np.histogram(values, edges)[0] / len(values)
+                axes.stairs(shares, edges, fill=True, alpha=0.5, color=colour, label=name)
+                axes.stairs(shares, edges, color=colour, linewidth=1)
+            axes.set_title(f"{model}: {score.replace('_', ' ')}\nAUROC {aurocs[model][score]:.3f}", fontsize=9)
+            axes.tick_params(labelsize=7)
+            axes.locator_params(axis="x", nbins=4)
+            axes.set_yticks([])
+        row[0].set_ylabel("share of images", fontsize=8)
+    for axes in grid[-1]:
+        axes.set_xlabel("confidence", fontsize=8)
+    grid[0, 0].legend(fontsize=8, loc="upper left")
+    return figure
+
+
+def attack_grid(
+    model: Classifier,
+    image_set: ImageSet,
+    epsilons: Sequence[float],
+    *,
+    name: str,
+    columns: int = 10,
+    device: torch.device | str = "cpu",
+) -> Figure:
+    """The same images clean and under FGSM at each budget, one row per budget, with true and predicted names."""
+    chosen = image_set.take(images.first_per_class(image_set.labels, columns))
+    x, y = images.to_float(chosen.images, device), chosen.labels.to(device)
+    rows = {"clean": x} | {f"eps {eps:.3g}": attacks.fgsm(model, x, y, eps) for eps in epsilons}
+    figure = _grid_figure(f"FGSM on the {name} model: true name, predicted name", len(rows), len(chosen))
+    for axes, (label, batch) in zip(figure.subplots(len(rows), len(chosen), squeeze=False), rows.items(), strict=True):
+        _draw_row(axes, batch, y, _predict(model, batch), chosen.classes)
+        axes[0].set_ylabel(label, fontsize=9)
+    return figure
+
+
+def targeted_grids(
+    standard: Classifier,
+    robust: Classifier,
+    image_set: ImageSet,
+    target: int,
+    eps: float,
+    *,
+    columns: int = 9,
+    rows: int = 2,
+    device: torch.device | str = "cpu",
+) -> dict[str, Figure]:
+    """Images of other classes than `target`, before and after FGSM towards it, as each model sees them.
+
+    clean_standard, attacked_standard and transferred_robust (made on the standard model, shown to the robust one) are
+    the three grids of the reproduced study; attacked_robust is the robust model attacked itself.
+    """
+    others = image_set.take((image_set.labels != target).nonzero().squeeze(1))
+    chosen = others.take(images.first_per_class(others.labels, columns * rows))
+    x, y = images.to_float(chosen.images, device), chosen.labels.to(device)
+    goal = torch.full_like(y, target)
+    on_standard, on_robust = (attacks.fgsm(model, x, goal, eps, targeted=True) for model in (standard, robust))
+    wanted = f"towards {image_set.classes[target]}, eps {eps:.3g}"
+    grids = {
+        "clean_standard": ("clean images, seen by the standard model", x, standard),
+        "attacked_standard": (f"standard model attacked {wanted}", on_standard, standard),
+        "transferred_robust": (f"standard model attacked {wanted}, seen by the robust model", on_standard, robust),
+        "attacked_robust": (f"robust model attacked {wanted}", on_robust, robust),
+    }
+    figures = {}
+    for key, (title, batch, model) in grids.items():
+        figure = _grid_figure(f"{title}: true name, predicted name", rows, columns)
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        _draw_row(axes, batch, y, _predict(model, batch), chosen.classes, target=target)
+        figures[key] = figure
+    return figures
+
+
+@torch.no_grad()
+def _predict(model: Classifier, batch: Tensor) -> Tensor:
+    return model(batch).argmax(1)
+
+
+def _grid_figure(title: str, rows: int, columns: int) -> Figure:
+    figure = Figure(figsize=(1.05 * columns + 0.4, 1.4 * rows + 0.4), dpi=DPI, layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _draw_row(
+    row: Sequence[Axes],
+    batch: Tensor,
+    labels: Tensor,
+    predicted: Tensor,
+    classes: Sequence[str],
+    *,
+    target: int | None = None,
+) -> None:
+    """Images (N, C, H, W) in [0, 1]; predictions green if right, red if wrong, purple if the target of the attack."""
+    for axes in row:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_frame_on(False)
+    for axes, image, label, guess in zip(row, batch.cpu(), labels.tolist(), predicted.tolist(), strict=False):
+        axes.imshow(image.permute(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1)
+        axes.set_title(classes[label], fontsize=8, pad=2)
+        colour = HIT if guess == target else RIGHT if guess == label else WRONG
+        axes.set_xlabel(classes[guess], fontsize=8, labelpad=2, color=colour, fontweight="bold")

@@ -1,0 +1,191 @@
+"""Out-of-distribution scores: how much a classifier's outputs look like those of its training images.
+
+A score is a function `fit(train, options)` that returns a function `(logits (N, K), features (N, D)) -> confidences`,
+a float64 tensor (N,) on the CPU, larger = more in-distribution, for any K >= 2. To add one, write such a function and
+name it in SCORES. Confidences need not share a scale: everything made of them depends on ranks alone. They are computed
+in float64 (the nearest-neighbour search excepted): a softmax in float32 saturates at exactly 1, and ties lose ranks.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.common.errors import UserError
+
+BLOCK = 2**24  # similarities held at once by the nearest-neighbour search: 64 MB
+
+
+class FitData(NamedTuple):
+    """What the classifier gives for its own training images: logits (N, K), features (N, D), int64 labels (N,)."""
+
+    logits: Tensor
+    features: Tensor
+    labels: Tensor
+
+
+class Options(NamedTuple):
+    """The scores' parameters: of max softmax, temperature > 0; of k-nearest-neighbour, k >= 1."""
+
+    temperature: float = 0.5
+    neighbours: int = 50
+
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def max_logit(train: FitData, options: Options) -> Score:
+    """max_k z_k, any real number (Hendrycks 2022, Scaling Out-of-Distribution Detection for Real-World Settings)."""
+    return lambda logits, features: logits.double().amax(1)
+
+
+def max_softmax(train: FitData, options: Options) -> Score:
+    """p = max_k softmax(z / temperature)_k (Hendrycks 2017, A Baseline for Detecting Misclassified and OOD Examples).
+
+    Returned as log-odds, log p - log(1 - p), any real number: the ranks of p in exact arithmetic. p itself rounds to
+    1.0 for every logit gap above 37 temperatures (17 in float32), a tie. `sigmoid` of the log-odds is p.
+    """
+    return lambda logits, features: -_softmax(logits.double() / options.temperature).log_rest
+
+
+def energy(train: FitData, options: Options) -> Score:
+    """log sum_k exp z_k, the negative free energy at temperature 1, any real number (Liu 2020, Energy-based OOD)."""
+    return lambda logits, features: logits.double().logsumexp(1)
+
+
+def entropy(train: FitData, options: Options) -> Score:
+    """sum_k p_k log p_k, entropy with its sign turned, in [-log K, 0] (Chan 2021, Entropy Maximization)."""
+
+    def confidences(logits: Tensor, features: Tensor) -> Tensor:
+        log_p = _softmax(logits).log_p
+        return (log_p.exp() * log_p).sum(1)
+
+    return confidences
+
+
+def generalized_entropy(train: FitData, options: Options) -> Score:
+    """-sum over the M largest p_k of (p_k (1 - p_k))^gamma, at most 0 (Liu 2023, GEN).
+
+    gamma = 0.1 and M = min(K, 100) are the paper's.
+    """
+    gamma, largest = 0.1, 100
+
+    def confidences(logits: Tensor, features: Tensor) -> Tensor:
+        log_p, log_rest = _softmax(logits)
+        # 1 - p cancels for the largest p only: the sum of the others gives it without loss
+        log_1_minus_p = torch.log1p(-log_p.exp())
+        log_1_minus_p[:, 0] = log_rest + log_p[:, 0]
+        return -(gamma * (log_p + log_1_minus_p))[:, :largest].exp().sum(1)
+
+    return confidences
+
+
+def knn(train: FitData, options: Options) -> Score:
+    """Minus the distance to the k-th nearest training feature, all scaled to length 1, in [-2, 0] (Sun 2022, Deep kNN).
+
+    Similarities are float32 matrix products of at most BLOCK entries; the distance to the neighbour found is float64.
+    Raises UserError when there are fewer than k training images.
+    """
+    k, size = options.neighbours, len(train.features)
+    if k > size:
+        raise UserError(
+            f"params.yaml: ood_eval.neighbours = {k}: allowed is a whole number from 1 to {size}, the training images"
+        )
+    bank = F.normalize(train.features.float(), dim=1)
+
+    def confidences(logits: Tensor, features: Tensor) -> Tensor:
+        parts = []
+        for block in features.split(max(1, BLOCK // size)):
+            kth = (F.normalize(block.float(), dim=1) @ bank.T).topk(k, dim=1).indices[:, -1]
+            neighbour = F.normalize(train.features[kth].double(), dim=1)
+            parts.append(-(F.normalize(block.double(), dim=1) - neighbour).norm(dim=1))
+        return torch.cat(parts)
+
+    return confidences
+
+
+def mahalanobis(train: FitData, options: Options) -> Score:
+    """-min_c (h - mean_c)' S^-1 (h - mean_c), at most 0 (Lee 2018, A Simple Unified Framework), no input preprocessing.
+
+    S is the covariance within the classes, tied over them.
+    """
+    means, residuals = _class_means(train)
+    whiten = _whitening(residuals)
+    return lambda logits, features: -_squared_distances(features, means, whiten).amin(1)
+
+
+def relative_mahalanobis(train: FitData, options: Options) -> Score:
+    """-min_c of the squared distance to class c less that to one Gaussian over all classes, any real number.
+
+    Ren 2021, A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection.
+    """
+    means, residuals = _class_means(train)
+    whiten = _whitening(residuals)
+    features = train.features.double()
+    centre = features.mean(0, keepdim=True)
+    whiten_all = _whitening(features - centre)
+
+    def confidences(logits: Tensor, features: Tensor) -> Tensor:
+        background = _squared_distances(features, centre, whiten_all)
+        return -(_squared_distances(features, means, whiten) - background).amin(1)
+
+    return confidences
+
+
+SCORES: dict[str, Callable[[FitData, Options], Score]] = {
+    "max_logit": max_logit,
+    "max_softmax": max_softmax,
+    "energy": energy,
+    "entropy": entropy,
+    "generalized_entropy": generalized_entropy,
+    "knn": knn,
+    "mahalanobis": mahalanobis,
+    "relative_mahalanobis": relative_mahalanobis,
+}
+
+
+class _Softmax(NamedTuple):
+    log_p: Tensor  # (N, K) log probabilities, descending
+    log_rest: Tensor  # (N,) log((1 - p) / p) of the largest
+
+
+def _softmax(logits: Tensor) -> _Softmax:
+    """Softmax in float64 that keeps what p -> 1 rounds away.
+
+    exp(log_rest) is the weight of the other classes against the largest, so log p = -log(1 + exp(log_rest)): never a
+    difference of nearly equal numbers.
+    """
+    ordered = logits.double().sort(dim=1, descending=True).values
+    gaps = ordered - ordered[:, :1]
+    log_rest = gaps[:, 1:].logsumexp(1)
+    return _Softmax(gaps - F.softplus(log_rest)[:, None], log_rest)
+
+
+def _class_means(train: FitData) -> tuple[Tensor, Tensor]:
+    """Means (C, D) of the classes that occur, and each feature less its class's mean (N, D)."""
+    features = train.features.double()
+    classes, member = train.labels.unique(return_inverse=True)
+    sums = torch.zeros(len(classes), features.shape[1], dtype=torch.float64).index_add_(0, member, features)
+    means = sums / member.bincount()[:, None]
+    return means, features - means[member]
+
+
+def _whitening(residuals: Tensor) -> Tensor:
+    """A matrix W (D, R) with W W' the pseudo-inverse of the covariance of centred `residuals` (N, D).
+
+    Directions with under 1e-10 of the largest variance (a dead unit, or float32 rounding of dependent ones) are left
+    out: their inverse would swamp all others.
+    """
+    values, vectors = torch.linalg.eigh(residuals.T @ residuals / len(residuals))
+    kept = values > 1e-10 * values[-1]
+    return vectors[:, kept] / values[kept].sqrt()
+
+
+def _squared_distances(features: Tensor, means: Tensor, whiten: Tensor) -> Tensor:
+    """(N, C) squared Mahalanobis distances of `features` (N, D) from `means` (C, D)."""
+    distances = torch.cdist(
+        features.double() @ whiten, means @ whiten, compute_mode="donot_use_mm_for_euclid_dist"
+    )  # the matrix-product form cancels when a point is near its mean
+    return distances.square()

@@ -1,0 +1,326 @@
+"""The one training loop: plain, or on clean images and one-step adversarial examples made on the fly.
+
+Nesterov SGD with a triangular learning rate, as airbench94 (Jordan 2024). An epoch's shuffling, augmentation and
+noise come from the seed and the epoch's number alone, so an interrupted run, started again, takes up after its last
+whole epoch and ends with the same bytes.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.common import artifacts, attacks, evaluation, images, models
+from stages.common.errors import UserError
+from stages.common.images import ImageSet
+from stages.common.models import Classifier
+from stages.common.params import Params
+
+BIAS_RATE = 64  # BatchNorm's shifts learn this much faster than the weights (airbench94)
+EARLY_SHARE = 0.5  # of the epochs that see images of `early_size`
+BACK_OFF = 0.75  # of the budget that broke the model is what training goes on with
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What both trainings need. Rates are for the mean loss of a batch; `early_size` is in pixels or None."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    warmup: float
+    label_smoothing: float
+    flip: bool
+    translate: int
+    early_size: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """What adversarial training needs besides; `eps` in pixels of [0, 1]. See params.yaml for each one's reason."""
+
+    eps: float
+    attack: str
+    fraction: float
+    noise: float
+    ramp: float
+    overfitting_gap: float
+    pgd_steps: int
+    validation_images: int
+
+
+class Result(NamedTuple):
+    """The rows of plots/training_*.csv, and the epoch (from 1) whose weights the model carries."""
+
+    rows: list[dict[str, float]]
+    epoch: int
+
+
+def recipe(params: Params, *, epochs: int, label_smoothing: float) -> Recipe:
+    """The recipe that params.yaml asks for; the learning rate scales with the batch size (Goyal 2017)."""
+    data, training = params.data.training, params.training
+    return Recipe(
+        epochs=epochs,
+        batch_size=data.batch_size,
+        learning_rate=params.architecture.learning_rate * data.batch_size / 1024,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        warmup=training.warmup,
+        label_smoothing=label_smoothing,
+        flip=data.flip,
+        translate=data.translate,
+        early_size=data.early_size,
+        seed=params.seed,
+    )
+
+
+def new_model(params: Params, train: ImageSet) -> tuple[Classifier, dict[str, Any]]:
+    """An untrained model of the chosen architecture, adapted to the training images, and the options that built it."""
+    options = params.architecture.model_dump(exclude={"learning_rate"})
+    torch.manual_seed(params.seed)
+    model = models.build(params.model.name, channels=train.images.shape[1], classes=train.classes, **options)
+    model.adapt(images.to_float(train.images[images.first_per_class(train.labels, 5000)]))
+    return model, options
+
+
+def train(
+    model: Classifier,
+    train_set: ImageSet,
+    val_set: ImageSet,
+    recipe: Recipe,
+    *,
+    adversary: Adversary | None = None,
+    device: torch.device | str = "cpu",
+    resume_from: Path,
+    name: str,
+) -> Result:
+    """Train `model` in place and leave it in eval mode on the CPU.
+
+    Without an adversary the last epoch's weights are kept. With one, the share `fraction` of each batch is replaced by
+    one-step adversarial examples of the current model, whose budget grows over the first `ramp` of training; after each
+    epoch held-out images are attacked with FGSM and PGD. An epoch that has overfitted to the one step (FGSM minus PGD
+    accuracy above `overfitting_gap`) or that knows no more than chance is discarded: training goes back to the best
+    weights and on with a smaller budget. The best of the sound epochs by PGD at `eps` is kept.
+
+    `resume_from` is a work file: written after each epoch, read if it is of this very run, deleted at the end.
+    """
+    run = _fingerprint(model, train_set, val_set, recipe, adversary)
+    model.to(device)
+    optimizer = _optimizer(model, recipe)
+    batch_size = min(recipe.batch_size, len(train_set))
+    steps = len(train_set) // batch_size
+    state = _Progress(rows=[], best=None, best_epoch=0, best_pgd=-1.0, budget_limit=adversary.eps if adversary else 0.0)
+    _resume(resume_from, run, model, optimizer, state, name)
+
+    with images.progress(recipe.epochs * steps * batch_size, name) as bar:
+        bar.update(len(state.rows) * steps * batch_size)
+        for epoch in range(len(state.rows) + 1, recipe.epochs + 1):
+            generator = torch.Generator().manual_seed(_seed(recipe.seed, epoch))
+            order = torch.randperm(len(train_set), generator=generator)
+            augmented = images.augment(
+                train_set.images[order], flip=recipe.flip, translate=recipe.translate, generator=generator
+            )
+            labels = train_set.labels[order]
+            early = recipe.early_size is not None and epoch <= recipe.epochs * EARLY_SHARE
+            total_loss, total_correct = 0.0, 0
+            model.train()
+            for step in range(steps):
+                done = ((epoch - 1) * steps + step) / (recipe.epochs * steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * triangle(done, recipe.warmup)
+                part = slice(step * batch_size, (step + 1) * batch_size)
+                x, y = images.to_float(augmented[part], device), labels[part].to(device)
+                if early:
+                    x = images.resize(x, recipe.early_size)
+                if adversary:
+                    budget = min(adversary.eps * ramp(done, adversary.ramp), state.budget_limit)
+                    x = _mix(model, x, y, budget, adversary, generator)
+                logits = model(x)
+                loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                total_loss += float(loss.detach())
+                total_correct += int((logits.detach().argmax(1) == y).sum())
+                bar.set_postfix(epoch=f"{epoch}/{recipe.epochs}", loss=f"{total_loss / (step + 1):.3f}", refresh=False)
+                bar.update(batch_size)
+            model.eval()
+            row = {
+                "epoch": epoch,
+                "loss": total_loss / steps,
+                "train_accuracy": total_correct / (steps * batch_size),
+                "val_accuracy": evaluation.accuracy(model, val_set, device=device),
+                "learning_rate": optimizer.param_groups[0]["peak"] * triangle(epoch / recipe.epochs, recipe.warmup),
+            }
+            if not np.isfinite(row["loss"]):
+                raise UserError(
+                    f"{name}: the loss became {row['loss']} in epoch {epoch}; "
+                    f"lower models.*.learning_rate (now {recipe.learning_rate:g} at this batch size)"
+                )
+            if adversary:
+                row |= _robustness(model, val_set, adversary, budget, recipe.seed, device)
+                _judge(row, model, optimizer, state, adversary)
+            state.rows.append(row)
+            _report(name, row, recipe.epochs, bar.write)
+            _save(resume_from, run, model, optimizer, state)
+
+    if adversary:
+        model.load_state_dict(_best(state, name))
+    resume_from.unlink(missing_ok=True)
+    model.to("cpu").eval()
+    return Result(state.rows, state.best_epoch if adversary else recipe.epochs)
+
+
+def triangle(done: float, warmup: float) -> float:
+    """The learning rate's share of its peak when `done` of the training, 0 to 1, has passed: 0.2 up to 1, down to 0."""
+    return float(np.interp(done, [0, warmup, 1], [0.2, 1, 0]))
+
+
+def ramp(done: float, share: float) -> float:
+    """The budget's share of eps: grows in a straight line over the first `share` of training, then stays at 1."""
+    return 1.0 if share == 0 else min(1.0, done / share)
+
+
+@dataclass
+class _Progress:
+    """What a run has come to: everything that a resumed one needs besides the weights and the momentum."""
+
+    rows: list[dict[str, float]]
+    best: dict[str, Tensor] | None
+    best_epoch: int
+    best_pgd: float
+    budget_limit: float
+
+
+def _seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+
+
+def _optimizer(model: Classifier, recipe: Recipe) -> torch.optim.SGD:
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    shifts = [norm.bias for norm in norms]
+    fast = {id(bias) for bias in shifts}
+    weights = [p for p in model.parameters() if p.requires_grad and id(p) not in fast]
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    groups = [{"params": weights, "lr": rate, "peak": rate, "weight_decay": decay}]
+    if shifts:
+        peak = rate * BIAS_RATE
+        groups.append({"params": shifts, "lr": peak, "peak": peak, "weight_decay": decay / BIAS_RATE})
+    return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+
+
+def _mix(
+    model: Classifier, x: Tensor, y: Tensor, budget: float, adversary: Adversary, generator: torch.Generator
+) -> Tensor:
+    """The batch with its first `fraction` replaced by adversarial examples (the order is random already)."""
+    count = round(adversary.fraction * len(x))
+    if count == 0 or budget == 0:
+        return x
+    attacked = attacks.training_example(
+        model, x[:count], y[:count], budget, attack=adversary.attack, noise=adversary.noise, generator=generator
+    )
+    return torch.cat([attacked, x[count:]]).contiguous(memory_format=torch.channels_last)
+
+
+def _robustness(
+    model: Classifier, val_set: ImageSet, adversary: Adversary, budget: float, seed: int, device: torch.device | str
+) -> dict[str, float]:
+    """Validation FGSM and PGD accuracy at eps, and their gap there or at the budget that training has reached."""
+    held_out = val_set.take(images.first_per_class(val_set.labels, adversary.validation_images))
+    accuracies = {}
+    for eps in {budget, adversary.eps}:
+        fgsm = evaluation.fgsm_predictions(model, held_out, [eps], device=device)[0] == held_out.labels
+        pgd = evaluation.pgd_survivors(model, held_out, [eps], steps=adversary.pgd_steps, seed=seed, device=device)[0]
+        accuracies[eps] = float(fgsm.double().mean()), float(pgd.double().mean())
+    fgsm, pgd = accuracies[adversary.eps]
+    gap = max(one_step - iterated for one_step, iterated in accuracies.values())
+    return {"eps": budget, "val_fgsm": fgsm, "val_pgd": pgd, "gap": gap}
+
+
+def _judge(
+    row: dict[str, float],
+    model: Classifier,
+    optimizer: torch.optim.Optimizer,
+    state: _Progress,
+    adversary: Adversary,
+) -> None:
+    """Mark the epoch; keep its weights if they are sound and the best, go back to the best if they are not."""
+    row["overfitted"] = int(row["gap"] > adversary.overfitting_gap)
+    row["collapsed"] = int(row["val_accuracy"] < 1.5 / len(model.classes))
+    if not row["overfitted"] and not row["collapsed"]:
+        if row["val_pgd"] >= state.best_pgd:
+            state.best = {key: value.detach().clone() for key, value in model.state_dict().items()}
+            state.best_epoch, state.best_pgd = int(row["epoch"]), row["val_pgd"]
+        return
+    state.budget_limit = BACK_OFF * row["eps"]
+    if state.best is not None:
+        model.load_state_dict(state.best)
+        optimizer.state.clear()  # the momentum leads back to where the model broke
+
+
+def _best(state: _Progress, name: str) -> dict[str, Tensor]:
+    if state.best is None:
+        raise UserError(
+            f"{name}: no epoch was sound (FGSM far above PGD accuracy, or no better than chance), so there is no model "
+            "worth keeping; lower eps, or raise train_robust.noise, train_robust.ramp or the data set's epochs_robust"
+        )
+    return state.best
+
+
+def _report(name: str, row: dict[str, float], epochs: int, write: Callable[[str], None]) -> None:
+    line = f"{name}: epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}  val accuracy {row['val_accuracy']:.3f}"
+    if "val_pgd" in row:
+        line += f"  eps {row['eps']:.3f}  FGSM {row['val_fgsm']:.3f}  PGD {row['val_pgd']:.3f}"
+        if row["overfitted"]:
+            line += "  catastrophic overfitting: going back"
+        elif row["collapsed"]:
+            line += "  no better than chance: going back"
+    write(line) if sys.stderr.isatty() else print(line, flush=True)
+
+
+def _fingerprint(
+    model: Classifier, train_set: ImageSet, val_set: ImageSet, recipe: Recipe, adversary: Adversary | None
+) -> str:
+    """Of everything that the run's result depends on: data, initial weights, recipe, code and torch's version."""
+    digest = hashlib.sha256()
+    for tensor in (train_set.images, train_set.labels, val_set.images, val_set.labels, *model.state_dict().values()):
+        digest.update(tensor.contiguous().numpy())
+    digest.update(repr((asdict(recipe), adversary and asdict(adversary), torch.__version__)).encode())
+    for module in (attacks, evaluation, images, models):
+        digest.update(Path(module.__file__).read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return digest.hexdigest()
+
+
+def _save(path: Path, run: str, model: Classifier, optimizer: torch.optim.Optimizer, state: _Progress) -> None:
+    content = {"run": run, "model": model.state_dict(), "optimizer": optimizer.state_dict(), **vars(state)}
+    artifacts.write_checkpoint(path, content)
+
+
+def _resume(
+    path: Path, run: str, model: Classifier, optimizer: torch.optim.Optimizer, state: _Progress, name: str
+) -> None:
+    """Take up an interrupted run of this very kind; a work file of any other run, or a damaged one, is left aside."""
+    if not path.is_file():
+        return
+    try:
+        content = artifacts.read_checkpoint(path)
+    except UserError:
+        return
+    if content.get("run") != run:
+        return
+    model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    for key in vars(state):
+        setattr(state, key, content[key])
+    print(f"{name}: going on after epoch {len(state.rows)}", flush=True)

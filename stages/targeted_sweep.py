@@ -1,0 +1,57 @@
+"""Attack both classifiers with FGSM towards one class, over a range of budgets.
+
+In:  data/prepared/test.npz, data/checkpoints/{standard,robust}.pt
+Out: metrics/targeted.json, plots/targeted_sweep.csv,
+     plots/images/targeted_{clean_standard,attacked_standard,transferred_robust,attacked_robust}.png
+
+accuracy is over all test images. target_rate is the share of the images *not* of the target class that are taken for
+it: the attack's success. At eps 0 it is what the model gets wrong by itself, clean_target_rate.
+"""
+
+from stages.common import artifacts, errors, evaluation, figures, images, models, params
+
+
+def main() -> None:
+    knobs = params.load()
+    device = images.device(knobs.device)
+    test = images.read("test")
+    name = knobs.targeted_sweep.target or knobs.data.target or test.classes[0]
+    if name not in test.classes:
+        raise errors.UserError(
+            f"params.yaml: targeted_sweep.target = {name!r}: allowed are the classes learnt, {', '.join(test.classes)}"
+        )
+    target = test.classes.index(name)
+    others = test.labels != target
+    both = {model: models.load_checkpoint(artifacts.CHECKPOINTS / f"{model}.pt") for model in ("standard", "robust")}
+    swept = sorted({0.0, knobs.eps, *knobs.targeted_sweep.epsilons})
+    listed = [swept.index(eps) for eps in knobs.targeted_sweep.epsilons]
+
+    table: dict[str, object] = {"eps": knobs.targeted_sweep.epsilons}
+    metrics: dict[str, object] = {}
+    for label, model in both.items():
+        predicted = evaluation.fgsm_predictions(model.to(device), test, swept, target=target, device=device)
+        accuracy = (predicted == test.labels).double().mean(1)
+        target_rate = (predicted[:, others] == target).double().mean(1)
+        table[f"{label}_accuracy"] = accuracy[listed].numpy()
+        table[f"{label}_target_rate"] = target_rate[listed].numpy()
+        row = swept.index(knobs.eps)
+        metrics[label] = {
+            "accuracy": float(accuracy[row]),
+            "target_rate": float(target_rate[row]),
+            "clean_target_rate": float(target_rate[0]),
+        }
+        print(
+            f"{label}: towards {name} at eps {knobs.eps:.4g}: accuracy {accuracy[row]:.4f}, "
+            f"taken for {name} {target_rate[row]:.4f} (clean {target_rate[0]:.4f})",
+            flush=True,
+        )
+
+    grids = figures.targeted_grids(both["standard"], both["robust"], test, target, knobs.eps, device=device)
+    for grid, figure in grids.items():
+        artifacts.write_figure(artifacts.IMAGES / f"targeted_{grid}.png", figure)
+    artifacts.write_table(artifacts.PLOTS / "targeted_sweep.csv", table)
+    artifacts.write_metrics(artifacts.METRICS / "targeted.json", metrics)
+
+
+if __name__ == "__main__":
+    errors.run(main)

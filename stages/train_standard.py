@@ -1,0 +1,40 @@
+"""Train the standard classifier.
+
+In:  data/prepared/{train,val,test}.npz
+Out: data/checkpoints/standard.pt, metrics/train_standard.json, plots/training_standard.csv
+"""
+
+from pathlib import Path
+
+from stages.common import artifacts, errors, evaluation, images, models, params, training
+
+
+def main() -> None:
+    knobs = params.load()
+    device = images.device(knobs.device)
+    sets = {name: images.read(name) for name in ("train", "val", "test")}
+
+    recipe = training.recipe(
+        knobs, epochs=knobs.data.training.epochs_standard, label_smoothing=knobs.training.label_smoothing
+    )
+    model, options = training.new_model(knobs, sets["train"])
+    result = training.train(
+        model,
+        sets["train"],
+        sets["val"],
+        recipe,
+        device=device,
+        resume_from=Path("data/resume/standard.pt"),
+        name="standard",
+    )
+
+    accuracy = {name: evaluation.accuracy(model, image_set, device=device) for name, image_set in sets.items()}
+    checkpoint = models.checkpoint(model, name=knobs.model.name, options=options)
+    artifacts.write_table(artifacts.PLOTS / "training_standard.csv", result.rows)
+    artifacts.write_metrics(artifacts.METRICS / "train_standard.json", {"accuracy": accuracy, "epoch": result.epoch})
+    artifacts.write_checkpoint(artifacts.CHECKPOINTS / "standard.pt", checkpoint)
+    print(f"standard: test accuracy {accuracy['test']:.4f}")
+
+
+if __name__ == "__main__":
+    errors.run(main)
