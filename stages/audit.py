@@ -6,7 +6,7 @@ Out: metrics/audit.json (1 or 0 for each check, and how many passed and failed)
 A failed check does not stop the run: it says which figure not to believe, and why.
 """
 
-from stages.common import artifacts, checks, errors, images, models, params
+from stages.common import artifacts, checks, errors, evaluation, images, params
 
 
 def main() -> None:
@@ -17,8 +17,7 @@ def main() -> None:
 
     metrics: dict[str, dict[str, int]] = {}
     width = max(map(len, checks.CHECKS))
-    for name in ("standard", "robust"):
-        model = models.load_checkpoint(artifacts.CHECKPOINTS / f"{name}.pt").to(device)
+    for name, model in evaluation.load_both(test, device).items():
         subject = checks.Subject(
             model=model,
             image_set=audited,

@@ -9,7 +9,7 @@ has fooled the model, `_pgd` is the same under PGD on `pgd_images` images: image
 
 from torch import Tensor
 
-from stages.common import artifacts, attacks, errors, evaluation, figures, images, models, params
+from stages.common import artifacts, attacks, errors, evaluation, figures, images, params
 
 EIGHT = 8 / 255  # the budget of most published CIFAR-10 figures
 
@@ -19,14 +19,13 @@ def main() -> None:
     device = images.device(knobs.device)
     test = images.read("test")
     subset = test.take(images.first_per_class(test.labels, knobs.fgsm_sweep.pgd_images))
-    both = {name: models.load_checkpoint(artifacts.CHECKPOINTS / f"{name}.pt") for name in ("standard", "robust")}
+    both = evaluation.load_both(test, device)
     swept = sorted({0.0, EIGHT, knobs.eps, *knobs.fgsm_sweep.epsilons})
     listed = [swept.index(eps) for eps in knobs.fgsm_sweep.epsilons]
 
     table: dict[str, object] = {"eps": knobs.fgsm_sweep.epsilons}
     metrics: dict[str, object] = {}
     for name, model in both.items():
-        model.to(device)
         fgsm = evaluation.fgsm_predictions(model, test, swept, device=device) == test.labels
         pgd = evaluation.pgd_survivors(
             model, subset, swept, steps=knobs.fgsm_sweep.pgd_steps, seed=knobs.seed, device=device

@@ -9,8 +9,7 @@ plots/images/ood_histograms.png.
 import numpy as np
 import pandas as pd
 
-from stages.common import artifacts, detection, errors, figures, images, models, params, scores
-from stages.common.errors import UserError
+from stages.common import artifacts, detection, errors, evaluation, figures, images, params, scores
 
 MODELS = ("standard", "robust")
 HEADLINE = "max_logit"  # the study's score: one picture compares the two models by it
@@ -23,7 +22,8 @@ def main() -> None:
     train, test, ood = (images.read(name) for name in ("train", "test", "ood"))
     options = scores.Options(temperature=knobs.ood_eval.temperature, neighbours=knobs.ood_eval.neighbours)
     device = images.device(knobs.device)
-    confidences = {name: score_images(name, train, test, ood, options, device) for name in MODELS}
+    both = evaluation.load_both(train, device)
+    confidences = {name: score_images(name, both[name], train, test, ood, options, device) for name in MODELS}
 
     level = knobs.ood_eval.confidence
     results = {
@@ -44,12 +44,8 @@ def main() -> None:
     report(results, paired, sizes, level)
 
 
-def score_images(name, train, test, ood, options, device) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def score_images(name, model, train, test, ood, options, device) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Confidences of the ID and the OOD images by every score, from one forward pass per set."""
-    path = artifacts.CHECKPOINTS / f"{name}.pt"
-    model = models.load_checkpoint(path)
-    if list(model.classes) != train.classes:
-        raise UserError(f"{path} knows other classes than data/prepared/train.npz; run `dvc repro`")
     fit_data, inside, outside = (
         images.outputs(model, part.images, device=device, description=f"{name}: {what}")
         for part, what in ((train, "train"), (test, "test"), (ood, "OOD"))

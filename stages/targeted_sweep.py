@@ -8,7 +8,7 @@ accuracy is over all test images. target_rate is the share of the images *not* o
 it: the attack's success. At eps 0 it is what the model gets wrong by itself, clean_target_rate.
 """
 
-from stages.common import artifacts, errors, evaluation, figures, images, models, params
+from stages.common import artifacts, errors, evaluation, figures, images, params
 
 
 def main() -> None:
@@ -22,14 +22,14 @@ def main() -> None:
         )
     target = test.classes.index(name)
     others = test.labels != target
-    both = {model: models.load_checkpoint(artifacts.CHECKPOINTS / f"{model}.pt") for model in ("standard", "robust")}
+    both = evaluation.load_both(test, device)
     swept = sorted({0.0, knobs.eps, *knobs.targeted_sweep.epsilons})
     listed = [swept.index(eps) for eps in knobs.targeted_sweep.epsilons]
 
     table: dict[str, object] = {"eps": knobs.targeted_sweep.epsilons}
     metrics: dict[str, object] = {}
     for label, model in both.items():
-        predicted = evaluation.fgsm_predictions(model.to(device), test, swept, target=target, device=device)
+        predicted = evaluation.fgsm_predictions(model, test, swept, target=target, device=device)
         accuracy = (predicted == test.labels).double().mean(1)
         target_rate = (predicted[:, others] == target).double().mean(1)
         table[f"{label}_accuracy"] = accuracy[listed].numpy()

@@ -8,9 +8,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stages.common import attacks, images
+from stages.common import artifacts, attacks, images, models
+from stages.common.errors import UserError
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
+
+
+def load_both(image_set: ImageSet, device: torch.device | str = "cpu") -> dict[str, Classifier]:
+    """The standard and the robust model, by these names, in eval mode on `device`.
+
+    Raises UserError as `models.load_checkpoint` does, and when a model has learnt other classes than `image_set` has.
+    """
+    both = {}
+    for name in ("standard", "robust"):
+        path = artifacts.CHECKPOINTS / f"{name}.pt"
+        model = models.load_checkpoint(path)
+        if model.classes != image_set.classes or len(model.normalize.mean) != image_set.images.shape[1]:
+            raise UserError(f"{path} has learnt another data set than data/prepared holds; run `dvc repro`")
+        both[name] = model.to(device)
+    return both
 
 
 def accuracy(model: Classifier, image_set: ImageSet, *, device: torch.device | str = "cpu") -> float:

@@ -250,14 +250,18 @@ def _explain(fault: Any) -> str:
         return f"{key} is missing"
     if fault["type"] == "extra_forbidden":
         return f"{key} = {fault['input']!r}: unknown key; look for a misspelling"
-    if fault["type"] == "too_short":
-        return f"{key} = {fault['input']!r}: allowed is a list of at least one value"
-    allowed = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    plain = {
+        "too_short": "a list of at least one value",
+        "list_type": "a list",
+        "bool_type": "true or false",
+        "model_type": "a section with keys of its own",
+    }
+    allowed = plain.get(fault["type"], fault["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     return f"{key} = {fault['input']!r}: allowed is {allowed}"
 
 
 def _unknown_classes(params: Params) -> list[str]:
-    """Faults in class names, for the data sets whose names are known beforehand (a folder's are checked when it is read)."""
+    """Faults in class names, for the data sets whose names are known before any file is read."""
     id_classes = {"cifar10": labels.CIFAR10, "digits": labels.DIGITS}
     ood_classes = {"cifar10": labels.CIFAR100, "digits": labels.DIGITS}
     faults = []
