@@ -20,7 +20,7 @@ setup: .venv/.installed   ## a virtual environment with the pinned packages
 	@touch $@
 
 demo: setup      ## the whole pipeline on scikit-learn's digits: no download, two minutes, nothing here changes
-	@sh tests/demo.sh
+	@sh scripts/demo.sh
 
 test: setup      ## every test, the pipeline on the digits included
 	pytest
@@ -33,7 +33,7 @@ lint: setup      ## ruff: faults and format
 	ruff format --check .
 
 figures: setup   ## README's picture, drawn from the committed tables
-	python -m benchmarks.readme_picture
+	python -m scripts.picture
 
 lock: setup      ## pin the newest versions that requirements*.txt allow
 	pip install --quiet uv

@@ -31,7 +31,7 @@ def score_histograms(
     """Histograms of confidences, ID against OOD: one row per model, one column per score.
 
     `curves[model][score]` holds the confidences of ID (N,) and of OOD images (M,); `aurocs[model][score]`, in [0, 1],
-    stands in the titles. Each histogram shows the share of its set per bin over the central 99.8 % of both, so that
+    stands in the titles. Each histogram shows the share of its set per bin over the central 98 % of both, so that
     neither the sets' sizes nor a stray value hide the shapes. Every model must have the first one's scores.
     """
     models, scores = list(curves), list(next(iter(curves.values())))
@@ -40,7 +40,7 @@ def score_histograms(
     for row, model in zip(grid, models, strict=True):
         for axes, score in zip(row, scores, strict=True):
             inside, outside = (np.asarray(side, dtype=np.float64) for side in curves[model][score])
-            low, high = np.quantile(np.concatenate([inside, outside]), [0.001, 0.999])
+            low, high = np.quantile(np.concatenate([inside, outside]), [0.01, 0.99])
             edges = np.linspace(low, high, bins + 1) if high > low else np.linspace(low - 0.5, low + 0.5, bins + 1)
             for values, name, colour in ((inside, "ID", ID), (outside, "OOD", OOD)):
                 shares = np.histogram(values, edges)[0] / len(values)

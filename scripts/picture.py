@@ -1,0 +1,66 @@
+"""Draw the pipeline's DVC plots as PNG, with the Vega inside vl-convert: no browser, no network.
+
+python -m scripts.picture                       # README's picture, docs/results.png
+python -m scripts.picture FOLDER                # every plot of `dvc plots show`, into FOLDER
+"""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import vl_convert
+from PIL import Image
+
+RESULTS = ("FGSM against PGD", "plots/roc_max_logit.csv")  # side by side in README
+
+
+def specs() -> dict[str, dict]:
+    """Vega-Lite specifications of the working tree's plots, by id. Raises RuntimeError if DVC reports an error."""
+    shown = subprocess.run(["dvc", "plots", "show", "--json"], capture_output=True, text=True, check=True)
+    plots = json.loads(shown.stdout)
+    if plots.get("errors"):
+        raise RuntimeError(f"dvc plots show: {plots['errors']}")  # DVC itself exits with 0 then
+    drawn = {}
+    for plot, revisions in plots["data"].items():
+        for shown_plot in revisions:
+            if shown_plot["type"] == "vega":
+                content = shown_plot["content"]
+                drawn[plot] = json.loads(content) if isinstance(content, str) else content
+    return drawn
+
+
+def png(spec: dict, scale: float = 1.5) -> bytes:
+    return vl_convert.vegalite_to_png(spec, scale=scale)
+
+
+def side_by_side(pictures: list[bytes]) -> bytes:
+    opened = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
+    width = sum(picture.width for picture in opened)
+    canvas = Image.new("RGB", (width, max(picture.height for picture in opened)), "white")
+    left = 0
+    for picture in opened:
+        canvas.paste(picture, (left, 0))
+        left += picture.width
+    buffer = io.BytesIO()
+    canvas.save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
+
+
+def main() -> None:
+    drawn = specs()
+    if len(sys.argv) > 1:
+        folder = Path(sys.argv[1])
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, spec in drawn.items():
+            (folder / f"{name.replace('/', '_')}.png").write_bytes(png(spec))
+        print(f"{len(drawn)} plots in {folder}")
+        return
+    Path("docs").mkdir(exist_ok=True)
+    Path("docs/results.png").write_bytes(side_by_side([png(drawn[name]) for name in RESULTS]))
+    print("docs/results.png drawn")
+
+
+if __name__ == "__main__":
+    main()
