@@ -1,0 +1,132 @@
+"""What a person meets when a stage cannot work: one message, exit status not 0, nothing written, nothing lost."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages.common import artifacts, models
+
+ROOT = Path(__file__).parents[1]
+NEEDS = {
+    "train_standard": "train.npz",
+    "train_robust": "train.npz",
+    "fgsm_sweep": "test.npz",
+    "targeted_sweep": "test.npz",
+    "ood_eval": "train.npz",
+    "audit": "test.npz",
+}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with params.yaml alone, set to a training of seconds on the digits."""
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["dataset"] = "digits"
+    content["models"]["whitened_cnn"]["widths"] = [8, 8]
+    content["datasets"]["digits"]["training"] |= {"epochs_standard": 12, "epochs_robust": 12}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path
+
+
+def start(stage, folder, **env):
+    return subprocess.Popen(
+        [sys.executable, "-m", f"stages.{stage}"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(stage, folder, **env):
+    process = start(stage, folder, **env)
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def refused(outcome, *words):
+    status, _, err = outcome
+    assert status == 1, err
+    assert err.startswith("error: ") and "Traceback" not in err and err.count("error:") == 1
+    for word in words:
+        assert word in err, err
+
+
+@pytest.mark.parametrize("stage", NEEDS)
+def test_a_stage_run_alone_says_what_is_missing(project, stage):
+    refused(run(stage, project), NEEDS[stage], "missing", "dvc repro")
+    assert files(project) == ["params.yaml"]
+
+
+def test_a_bad_parameter_is_found_before_any_file_is_read(project):
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("eps: 0.05", "eps: 3"))
+    for stage in ("prepare", "audit"):
+        refused(run(stage, project), "eps = 3", "from 0 to 1")
+    assert files(project) == ["params.yaml"]
+
+
+def test_no_network_and_no_cifar_says_what_to_do(project):
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("dataset: digits", "dataset: cifar10"))
+    closed = "http://127.0.0.1:9"  # a port where nothing listens
+    refused(run("prepare", project, https_proxy=closed, http_proxy=closed, CIFAR_ROOT=""), "data/raw", "digits")
+    assert files(project) == ["params.yaml"]
+
+
+def test_checkpoints_of_another_kind_are_refused(project):
+    assert run("prepare", project)[0] == 0
+    before = files(project)
+    for name in ("standard", "robust"):
+        model = models.build("simple_cnn", channels=3, classes=["cat", "dog"])
+        path = project / artifacts.CHECKPOINTS / f"{name}.pt"
+        artifacts.write_checkpoint(path, models.checkpoint(model, name="simple_cnn", options={}))
+    for stage in ("fgsm_sweep", "targeted_sweep", "ood_eval", "audit"):
+        refused(run(stage, project), "standard.pt", "another data set")
+    content = artifacts.read_checkpoint(project / artifacts.CHECKPOINTS / "standard.pt")
+    content["model"] = content["model"] | {"name": "resnet18", "width": 8}
+    artifacts.write_checkpoint(project / artifacts.CHECKPOINTS / "standard.pt", content)
+    refused(run("audit", project), "standard.pt", "another architecture")
+    (project / artifacts.CHECKPOINTS / "standard.pt").write_bytes(b"PK")
+    refused(run("audit", project), "standard.pt", "dvc repro")
+    assert [name for name in files(project) if "checkpoints" not in name] == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("name", ["standard", "robust"])
+def test_a_killed_training_goes_on_to_the_same_bytes(project, name, number):
+    assert run("prepare", project)[0] == 0
+    whole = project.parent / "whole"
+    shutil.copytree(project, whole, dirs_exist_ok=True)
+    assert run(f"train_{name}", whole)[0] == 0
+
+    process = start(f"train_{name}", project)
+    work = project / f"data/resume/{name}.pt"
+    while not work.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), err
+    if number == signal.SIGINT:
+        assert "interrupted" in err and "Traceback" not in err
+        assert not [file for file in files(project) if Path(file).name.startswith(".")]
+    assert not (project / f"data/checkpoints/{name}.pt").exists()
+
+    status, out, err = run(f"train_{name}", project)
+    assert status == 0, err
+    assert "going on after epoch" in out
+    for file in (f"data/checkpoints/{name}.pt", f"metrics/train_{name}.json", f"plots/training_{name}.csv"):
+        assert (project / file).read_bytes() == (whole / file).read_bytes(), file
+    assert not work.exists()

@@ -1,0 +1,202 @@
+"""The training loop: what it learns, that it repeats and resumes to the byte, and that it notices a broken epoch."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from stages.common import artifacts, evaluation, images, models, training
+from stages.common.errors import UserError
+from stages.common.images import ImageSet
+
+RECIPE = training.Recipe(
+    epochs=4,
+    batch_size=64,
+    learning_rate=0.4,
+    momentum=0.85,
+    weight_decay=1e-3,
+    warmup=0.2,
+    label_smoothing=0.1,
+    flip=False,
+    translate=1,
+    early_size=None,
+    seed=0,
+)
+ADVERSARY = training.Adversary(
+    eps=0.1,
+    attack="n-fgsm",
+    fraction=0.75,
+    noise=2.0,
+    ramp=0.5,
+    overfitting_gap=0.2,
+    pgd_steps=3,
+    validation_images=50,
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    source = load_digits()
+    pixels = torch.from_numpy((source.images * 255 / 16).round().astype("uint8")).unsqueeze(1)
+    whole = ImageSet(pixels, torch.from_numpy(source.target).long(), list("0123456789"))
+    return whole.take(torch.arange(1200)), whole.take(torch.arange(1200, 1797))
+
+
+def fit(digits, folder, recipe=RECIPE, adversary=None):
+    torch.manual_seed(recipe.seed)
+    model = models.build("whitened_cnn", channels=1, classes=list("0123456789"), widths=[16, 16])
+    model.adapt(images.to_float(digits[0].images))
+    result = training.train(
+        model, *digits, recipe, adversary=adversary, resume_from=Path(folder) / "work.pt", name="test"
+    )
+    return model, result
+
+
+def same(one, other):
+    return all(torch.equal(one.state_dict()[key], value) for key, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize("adversary", [None, ADVERSARY], ids=["standard", "robust"])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(digits, tmp_path, monkeypatch, adversary):
+    whole, result = fit(digits, tmp_path / "whole", adversary=adversary)
+    assert result.rows[-1]["val_accuracy"] > 0.85 and len(result.rows) == RECIPE.epochs
+    assert not (tmp_path / "whole/work.pt").exists()
+
+    save = training._save
+
+    def interrupted(path, run, model, optimizer, state):
+        save(path, run, model, optimizer, state)
+        if len(state.rows) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(digits, tmp_path / "cut", adversary=adversary)
+    monkeypatch.setattr(training, "_save", save)
+    resumed, again = fit(digits, tmp_path / "cut", adversary=adversary)
+    assert same(whole, resumed) and again == result
+
+    other, _ = fit(digits, tmp_path / "other", replace(RECIPE, seed=1), adversary)
+    assert not same(whole, other)
+
+
+def test_work_files_of_other_runs_and_damaged_ones_are_left_aside(digits, tmp_path, monkeypatch, capsys):
+    short = replace(RECIPE, epochs=1)
+    whole, _ = fit(digits, tmp_path / "whole", short)
+    for name, content in {"damaged": b"no work file", "foreign": None}.items():
+        (tmp_path / name).mkdir()
+        if content:
+            (tmp_path / name / "work.pt").write_bytes(content)
+        else:
+            artifacts.write_checkpoint(tmp_path / name / "work.pt", {"run": "another", "rows": []})
+        assert same(whole, fit(digits, tmp_path / name, short)[0])
+    assert "going on" not in capsys.readouterr().out
+
+
+def test_overfitting_is_noticed_undone_and_the_best_sound_epoch_kept(digits, tmp_path, monkeypatch):
+    """Epoch 3 seems immune to one step and falls to ten: its weights go, and the budget with them."""
+    judge, seen, states = training._judge, [], []
+
+    def forged(row, model, optimizer, state, adversary):
+        pgd = {1: 0.3, 2: 0.5, 3: 0.0, 4: 0.4}[row["epoch"]]
+        row |= {"val_pgd": pgd, "gap": 0.9 if row["epoch"] == 3 else 0.01}
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        judge(row, model, optimizer, state, adversary)
+        seen.append(same_state(before, model.state_dict()))
+        states.append(state.budget_limit)
+
+    def same_state(one, other):
+        return all(torch.equal(one[key], other[key]) for key in one)
+
+    monkeypatch.setattr(training, "_judge", forged)
+    _, result = fit(digits, tmp_path, adversary=replace(ADVERSARY, ramp=0.0))
+    assert [row["overfitted"] for row in result.rows] == [0, 0, 1, 0]
+    assert seen == [True, True, False, True]  # only the overfitted epoch's weights are taken back
+    assert states == [0.1, 0.1, pytest.approx(0.075), pytest.approx(0.075)]
+    assert [round(row["eps"], 3) for row in result.rows] == [0.1, 0.1, 0.1, 0.075]
+    assert result.epoch == 2
+
+
+def test_no_sound_epoch_is_an_error_that_says_what_to_turn(digits, tmp_path):
+    with pytest.raises(UserError, match="lower eps"):
+        fit(digits, tmp_path, replace(RECIPE, epochs=1), replace(ADVERSARY, overfitting_gap=-1.0))
+
+
+def test_plain_fgsm_at_a_large_budget_does_overfit_catastrophically(digits, tmp_path):
+    """The study's own recipe, for real: accuracy under its own step far above accuracy under PGD, and noticed."""
+    adversary = replace(ADVERSARY, eps=0.35, attack="fgsm", noise=0.0, fraction=1.0, ramp=0.0, pgd_steps=10)
+    try:
+        _, result = fit(digits, tmp_path, replace(RECIPE, epochs=8, learning_rate=0.2), adversary)
+        rows = result.rows
+        assert rows[result.epoch - 1]["overfitted"] == 0
+    except UserError:
+        return  # no epoch was sound: noticed as well
+    assert any(row["overfitted"] or row["collapsed"] for row in rows)
+
+
+def test_a_rate_too_high_is_named(digits, tmp_path):
+    with pytest.raises(UserError, match="learning_rate"):
+        fit(digits, tmp_path, replace(RECIPE, learning_rate=1e30))
+
+
+def test_the_attack_leaves_batchnorm_statistics_to_the_training_passes(digits):
+    torch.manual_seed(0)
+    model = models.build("whitened_cnn", channels=1, classes=list("0123456789"), widths=[8])
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.train()
+    x, y = images.to_float(digits[0].images[:64]), digits[0].labels[:64]
+    mixed = training._mix(model, x, y, 0.1, ADVERSARY, torch.Generator().manual_seed(0))
+    assert model.training and all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(mixed[48:], x[48:])  # a quarter stays clean
+    assert ((mixed[:48] - x[:48]).abs().amax((1, 2, 3)) > 0.05).all()
+    assert torch.equal(training._mix(model, x, y, 0.0, ADVERSARY, torch.Generator()), x)
+
+
+def test_schedules():
+    assert [training.triangle(done, 0.25) for done in (0, 0.25, 0.625, 1)] == pytest.approx([0.2, 1, 0.5, 0])
+    assert [training.ramp(done, 0.5) for done in (0, 0.25, 0.5, 1)] == pytest.approx([0, 0.5, 1, 1])
+    assert training.ramp(0, 0) == 1
+
+
+def test_augmentation_only_shifts_and_mirrors():
+    pixels = torch.arange(2 * 64, dtype=torch.uint8).view(2, 1, 8, 8).repeat(50, 1, 1, 1)
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(images.augment(pixels, flip=False, translate=0, generator=generator), pixels)
+    padded = torch.nn.functional.pad(pixels[:2].float(), (1,) * 4, mode="reflect").to(torch.uint8)
+    allowed = {
+        (i, shifted.flip(2).numpy().tobytes() if mirror else shifted.numpy().tobytes())
+        for i in range(2)
+        for top in range(3)
+        for left in range(3)
+        for mirror in (False, True)
+        for shifted in [padded[i, :, top : top + 8, left : left + 8].contiguous()]
+    }
+    augmented = images.augment(pixels, flip=True, translate=1, generator=generator)
+    seen = {(i % 2, image.numpy().tobytes()) for i, image in enumerate(augmented)}
+    assert seen <= allowed and len(seen) > 20
+
+
+def test_first_per_class_is_spread_evenly():
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 2])
+    assert labels[images.first_per_class(labels, 6)].bincount().tolist() == [2, 2, 2]
+    assert labels[images.first_per_class(labels, 8)].bincount().tolist() == [3, 2, 3]
+    assert images.first_per_class(labels, 99).tolist() == list(range(9))
+
+
+def test_resized_images_keep_their_range_and_mean():
+    pixels = torch.rand(4, 3, 32, 32)
+    small = images.resize(pixels, 24)
+    assert small.shape == (4, 3, 24, 24) and small.min() >= 0 and small.max() <= 1
+    assert abs(float(small.mean() - pixels.mean())) < 0.01
+
+
+def test_survivors_and_accuracy_agree(digits, tmp_path):
+    model, _ = fit(digits, tmp_path)
+    chosen = digits[1].take(torch.arange(100))
+    alive = evaluation.pgd_survivors(model, chosen, [0.0, 0.05, 0.2], steps=3, seed=0)
+    assert float(alive[0].double().mean()) == evaluation.accuracy(model, chosen)
+    assert (alive[1:] <= alive[:-1]).all() and alive[2].sum() < alive[0].sum()
+    everywhere = evaluation.pgd_correct(model, chosen.take(alive[0].nonzero().squeeze(1)), 0.05, steps=3, seed=0)
+    assert int(everywhere.sum()) == int(alive[1].sum())
