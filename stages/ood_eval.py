@@ -105,7 +105,8 @@ def report(results, paired, sizes, level) -> None:
             cell = f"{row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]  {row['fpr95']:.3f}"
             cells += f"{cell:30}"
         test = paired[score]
-        print(f"{score:22}{cells}{test['difference']:+.3f} (p = {test['p_value']:.2g})")
+        chance = f"p = {test['p_value']:.2g}" if test["p_value"] >= 1e-4 else "p < 0.0001"
+        print(f"{score:22}{cells}{test['difference']:+.3f} ({chance})")
     widest = max(row["auroc_high"] - row["auroc_low"] for rows in results.values() for row in rows.values())
     if widest > WIDE:
         print(f"warning: so few images leave intervals up to {widest:.2f} wide: the scores cannot be told apart")
