@@ -4,7 +4,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup demo test repro lint figures bench lock clean
+.PHONY: help setup demo test repro lint figures lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -19,13 +19,13 @@ setup: .venv/.installed   ## a virtual environment with the pinned packages
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchattacks==3.5.1
 	@touch $@
 
-demo: setup      ## the whole pipeline on scikit-learn's digits: no download, two minutes, nothing here changes
+demo: setup      ## the whole pipeline on scikit-learn's digits: no download, three minutes, nothing here changes
 	@sh scripts/demo.sh
 
 test: setup      ## every test, the pipeline on the digits included
 	pytest
 
-repro: setup     ## the CIFAR study: half an hour on two cores
+repro: setup     ## the CIFAR study: under 45 minutes on two cores
 	dvc repro
 
 lint: setup      ## ruff: faults and format

@@ -1,0 +1,157 @@
+"""What is measured of a whole set: the same whatever the batches, and consistent from one measure to the next."""
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from stages.common import artifacts, attacks, evaluation, images, models, training
+from stages.common.errors import UserError
+from stages.common.images import ImageSet
+
+EPSILONS = (0.0, 0.03, 0.1, 0.3)
+TARGET = 3
+
+
+@pytest.fixture(scope="module")
+def digits():
+    source = load_digits()
+    pixels = torch.from_numpy((source.images * 255 / 16).round().astype("uint8")).unsqueeze(1)
+    return ImageSet(pixels, torch.from_numpy(source.target).long(), list("0123456789"))
+
+
+@pytest.fixture(scope="module")
+def model(digits, tmp_path_factory):
+    """A classifier of digits that is neither perfect nor robust: every measure has something to count."""
+    torch.manual_seed(0)
+    model = models.build("whitened_cnn", channels=1, classes=digits.classes, widths=[8, 8])
+    model.adapt(images.to_float(digits.images))
+    recipe = training.Recipe(3, 64, 0.4, 0.85, 1e-3, 0.2, 0.1, False, 1, None, 0)
+    train, val = digits.take(torch.arange(1400)), digits.take(torch.arange(1400, 1600))
+    training.train(model, train, val, recipe, resume_from=tmp_path_factory.mktemp("work") / "work.pt", name="test")
+    return model
+
+
+@pytest.fixture(scope="module")
+def held_out(digits):
+    return digits.take(torch.arange(1600, 1797))  # 197: no multiple of a batch
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    monkeypatch.setattr(images, "BATCH_SIZE", 32)
+
+
+def test_accuracy_is_the_share_of_right_predictions(model, held_out, small_batches):
+    with torch.no_grad():
+        right = int((model(images.to_float(held_out.images)).argmax(1) == held_out.labels).sum())
+    assert 0.8 * len(held_out) < right < len(held_out)
+    assert evaluation.accuracy(model, held_out) == right / len(held_out)
+    wrong = held_out._replace(labels=(held_out.labels + 1) % 10)
+    assert evaluation.accuracy(model, wrong) < 0.1
+
+
+@pytest.mark.parametrize("target", [None, TARGET], ids=["untargeted", "targeted"])
+def test_fgsm_in_batches_is_the_sweep_over_the_whole_set(model, held_out, small_batches, target):
+    labels = held_out.labels if target is None else torch.full_like(held_out.labels, target)
+    whole = attacks.fgsm_sweep(
+        model, images.to_float(held_out.images), labels, EPSILONS, targeted=target is not None
+    )  # fmt: skip
+    assert torch.equal(evaluation.fgsm_predictions(model, held_out, EPSILONS, target=target), whole)
+    assert len(whole.unique(dim=0)) == len(EPSILONS)  # so that rows in another order would be noticed
+
+
+def test_targeted_fgsm_moves_predictions_towards_the_target(model, held_out, small_batches):
+    others = held_out.take((held_out.labels != TARGET).nonzero().squeeze(1))
+    for target in (0, TARGET):  # class 0 is one too, though it is false
+        rates = (evaluation.fgsm_predictions(model, others, EPSILONS, target=target) == target).double().mean(1)
+        away = (evaluation.fgsm_predictions(model, others, EPSILONS) == target).double().mean(1)
+        assert rates[2] > rates[1] > rates[0] and rates[2] > 2 * away[2]
+
+
+def test_survivors_of_pgd_only_become_fewer_and_start_as_the_correct_ones(model, held_out, small_batches):
+    alive = evaluation.pgd_survivors(model, held_out, EPSILONS, steps=3, seed=0)
+    clean = images.predictions(model, held_out.images) == held_out.labels
+    assert alive.shape == (len(EPSILONS), len(held_out)) and alive.dtype == torch.bool
+    assert torch.equal(alive[0], clean)
+    assert (alive[1:] <= alive[:-1]).all()
+    counts = alive.sum(1).tolist()
+    assert counts[0] > counts[1] > counts[2] > counts[3]
+
+
+def test_survivors_are_those_that_pgd_at_each_budget_left_correct(model, held_out, small_batches):
+    """Each budget attacks the last one's survivors alone, and a survivor was correct in every one of these attacks."""
+    alive = evaluation.pgd_survivors(model, held_out, EPSILONS, steps=3, seed=5)
+    for row in range(1, len(EPSILONS)):
+        attacked = alive[row - 1].nonzero().squeeze(1)
+        correct = evaluation.pgd_correct(model, held_out.take(attacked), EPSILONS[row], steps=3, seed=5)
+        assert torch.equal(alive[row][attacked], correct)
+        assert int(alive[row].sum()) == int(correct.sum())
+
+
+def test_pgd_repeats_with_its_seed_and_starts_elsewhere_with_another(model, held_out, small_batches, monkeypatch):
+    attacked = []
+    pgd = attacks.pgd
+    monkeypatch.setattr(attacks, "pgd", lambda *args, **kwargs: attacked.append(pgd(*args, **kwargs)) or attacked[-1])
+
+    def run(seed):
+        attacked.clear()
+        correct = evaluation.pgd_correct(model, held_out, 0.1, steps=1, seed=seed)
+        return correct, torch.cat(attacked)
+
+    (correct, one), (again, other), (_, third) = run(0), run(0), run(1)
+    assert torch.equal(correct, again) and torch.equal(one, other)
+    assert not torch.equal(one, third)
+    twins = held_out.take(torch.zeros(64, dtype=torch.int64))  # one image 64 times, in two batches
+    attacked.clear()
+    evaluation.pgd_correct(model, twins, 0.1, steps=1, seed=0)
+    assert not torch.equal(attacked[0], attacked[1])  # the second batch does not reuse the first one's noise
+
+
+def test_a_model_that_knows_nothing_leaves_nobody_to_attack(model, held_out):
+    hopeless = held_out.take(images.predictions(model, held_out.images).ne(held_out.labels).nonzero().squeeze(1))
+    assert len(hopeless) and not evaluation.pgd_survivors(model, hopeless, EPSILONS, steps=1, seed=0).any()
+
+
+@pytest.fixture
+def checkpoints(tmp_path, monkeypatch):
+    """Write both checkpoints for two classes of RGB images, each with changes of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(**changes):
+        for name in ("standard", "robust"):
+            torch.manual_seed(len(name))
+            built = {"channels": 3, "classes": ["cat", "dog"]} | changes.get(name, {})
+            content = models.checkpoint(models.build("simple_cnn", **built), name="simple_cnn", options={})
+            artifacts.write_checkpoint(artifacts.CHECKPOINTS / f"{name}.pt", content)
+
+    return write
+
+
+PETS = ImageSet(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), torch.tensor([0, 1]), ["cat", "dog"])
+
+
+def test_both_models_are_loaded_by_name_in_eval_mode(checkpoints):
+    checkpoints()
+    both = evaluation.load_both(PETS)
+    assert list(both) == ["standard", "robust"] and not any(model.training for model in both.values())
+    for name, model in both.items():
+        stored = artifacts.read_checkpoint(artifacts.CHECKPOINTS / f"{name}.pt")["state"]
+        assert all(torch.equal(value, stored[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["standard", "robust"])
+@pytest.mark.parametrize(
+    "change", [{"classes": ["cat", "cow"]}, {"classes": ["dog", "cat"]}, {"channels": 1}], ids=str
+)  # fmt: skip
+def test_a_model_of_another_data_set_is_refused(checkpoints, name, change):
+    checkpoints(**{name: change})
+    with pytest.raises(UserError, match=rf"{name}\.pt.*another data set.*dvc repro"):
+        evaluation.load_both(PETS)
+
+
+@pytest.mark.parametrize("name", ["standard", "robust"])
+def test_a_missing_model_is_named(checkpoints, name):
+    checkpoints()
+    (artifacts.CHECKPOINTS / f"{name}.pt").unlink()
+    with pytest.raises(UserError, match=rf"{name}\.pt is missing.*dvc repro"):
+        evaluation.load_both(PETS)

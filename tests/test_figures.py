@@ -1,0 +1,174 @@
+"""The pictures: what they show is named truly, coloured as documented, and drawn the same twice."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from stages.common import artifacts, attacks, figures
+from stages.common.images import ImageSet
+
+NAMES = ["bird", "cat", "deer"]
+SHAPES = [(1, 8, 8), (3, 32, 32)]
+
+
+class Reader(nn.Module):
+    """Takes an image for the class whose third of the columns is the brightest. Easily fooled."""
+
+    classes = NAMES
+
+    def forward(self, x):
+        return torch.stack([part.mean((1, 2, 3)) for part in x.tensor_split(3, dim=3)], 1) * 10
+
+
+def image_set(shape, labels):
+    """Images that `Reader` gets right, each one a little different."""
+    channels, height, width = shape
+    pixels = torch.full((len(labels), channels, height, width), 100, dtype=torch.uint8)
+    for i, label in enumerate(labels):
+        pixels[i].tensor_split(3, dim=2)[label][...] = 130 + i
+    return ImageSet(pixels, torch.tensor(labels), NAMES)
+
+
+def png(figure, path):
+    artifacts.write_figure(path, figure)
+    return path.read_bytes()
+
+
+def shown(figure):
+    """The axes that hold an image."""
+    return [axes for axes in figure.axes if axes.images]
+
+
+def pixels(axes):
+    return np.asarray(axes.images[0].get_array())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["grey", "rgb"])
+def test_attack_grid_shows_the_same_images_clean_and_attacked(shape):
+    data = image_set(shape, [0, 1, 2, 0, 1, 2])
+    figure = figures.attack_grid(Reader(), data, [0.01, 0.3], name="standard", columns=4)
+    assert isinstance(figure, Figure) and "standard" in figure.get_suptitle()
+    rows = [shown(figure)[start : start + 4] for start in (0, 4, 8)]
+    assert len(shown(figure)) == 12
+    assert [row[0].get_ylabel() for row in rows] == ["clean", "eps 0.01", "eps 0.3"]
+    chosen = data.take(torch.tensor([0, 1, 2, 3]))
+    x = chosen.images.float() / 255
+    for row, eps in zip(rows, (0.0, 0.01, 0.3), strict=True):
+        assert [axes.get_title() for axes in row] == [NAMES[label] for label in chosen.labels]
+        expected = attacks.fgsm(Reader(), x, chosen.labels, eps)
+        for axes, image in zip(row, expected, strict=True):
+            assert np.allclose(pixels(axes), image.permute(1, 2, 0).squeeze().numpy(), atol=1e-6)
+            assert axes.images[0].get_clim() == (0, 1)  # not stretched to the image's own range
+
+
+def test_predicted_names_are_green_if_right_and_red_if_wrong():
+    data = image_set((1, 9, 9), [0, 1, 2])
+    figure = figures.attack_grid(Reader(), data, [0.3], name="standard")
+    clean, attacked = shown(figure)[:3], shown(figure)[3:]
+    x = data.images.float() / 255
+    guesses = Reader()(attacks.fgsm(Reader(), x, data.labels, 0.3)).argmax(1)
+    assert (guesses != data.labels).all()
+    for axes, label in zip(clean, data.labels, strict=True):
+        assert (axes.get_xlabel(), axes.xaxis.label.get_color()) == (NAMES[label], figures.RIGHT)
+    for axes, label, guess in zip(attacked, data.labels, guesses, strict=True):
+        assert (axes.get_title(), axes.get_xlabel()) == (NAMES[label], NAMES[guess])
+        assert axes.xaxis.label.get_color() == figures.WRONG
+
+
+def test_targeted_grids_colour_the_targets_name_apart():
+    """A right name is green, the target's purple, any other red; the three are told apart in one row."""
+    labels, guesses = torch.tensor([0, 0, 0]), torch.tensor([0, 1, 2])
+    row = Figure().subplots(1, 4)
+    figures._draw_row(row, torch.rand(3, 1, 8, 8), labels, guesses, NAMES, target=2)
+    colours = [axes.xaxis.label.get_color() for axes in row[:3]]
+    assert colours == [figures.RIGHT, figures.WRONG, figures.HIT] and len(set(colours)) == 3
+    assert [axes.get_xlabel() for axes in row] == [*NAMES, ""]
+    assert not row[3].images
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["grey", "rgb"])
+def test_targeted_grids_show_each_attack_to_the_model_it_names(shape):
+    class Upside(Reader):  # reads the negative: its own attack differs from the other's
+        def forward(self, x):
+            return super().forward(1 - x)
+
+    data = image_set(shape, [0, 1, 2, 0, 1, 2, 0, 1, 2])
+    grids = figures.targeted_grids(Reader(), Upside(), data, 2, 0.2, columns=2, rows=2)
+    assert list(grids) == ["clean_standard", "attacked_standard", "transferred_robust", "attacked_robust"]
+    chosen = data.take((data.labels != 2).nonzero().squeeze(1)[:4])
+    x, goal = chosen.images.float() / 255, torch.full((4,), 2)
+    on_standard, on_robust = (attacks.fgsm(model, x, goal, 0.2, targeted=True) for model in (Reader(), Upside()))
+    expected = {
+        "clean_standard": (x, Reader()),
+        "attacked_standard": (on_standard, Reader()),
+        "transferred_robust": (on_standard, Upside()),
+        "attacked_robust": (on_robust, Upside()),
+    }
+    for name, (batch, model) in expected.items():
+        axes = shown(grids[name])
+        assert [a.get_title() for a in axes] == [NAMES[label] for label in chosen.labels]
+        assert [a.get_xlabel() for a in axes] == [NAMES[guess] for guess in model(batch).argmax(1)]
+        for a, image in zip(axes, batch, strict=True):
+            assert np.allclose(pixels(a), image.permute(1, 2, 0).squeeze().numpy(), atol=1e-6)
+    hits = [a.xaxis.label.get_color() for a in shown(grids["attacked_standard"]) if a.get_xlabel() == NAMES[2]]
+    assert hits and set(hits) == {figures.HIT}
+    assert all("deer" in grids[name].get_suptitle() for name in list(grids)[1:])
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 0, 2, 2], [1, 0]], ids=str)
+def test_few_images_and_missing_classes_are_drawn(labels, tmp_path):
+    data = image_set((3, 16, 16), labels)
+    grid = figures.attack_grid(Reader(), data, [0.1], name="robust", columns=10)
+    assert len(shown(grid)) == 2 * len(labels)
+    others = [NAMES[label] for label in labels if label != 1]
+    for name, figure in figures.targeted_grids(Reader(), Reader(), data, 1, 0.1).items():
+        assert [axes.get_title() for axes in shown(figure)] == others
+        assert png(figure, tmp_path / f"{name}.png").startswith(b"\x89PNG")
+
+
+def confidences(rng, size):
+    return rng.normal(1, 1, size), rng.normal(0, 1, size // 4)
+
+
+def test_score_histograms_show_shares_of_both_sets_and_say_the_auroc():
+    rng = np.random.default_rng(0)
+    curves = {model: {score: confidences(rng, 400) for score in ("max_logit", "knn")} for model in ("first", "second")}
+    aurocs = {"first": {"max_logit": 0.8123, "knn": 0.5}, "second": {"max_logit": 0.25, "knn": 1.0}}
+    figure = figures.score_histograms(curves, aurocs, bins=20)
+    assert [axes.get_title() for axes in figure.axes] == [
+        "first: max logit\nAUROC 0.812",
+        "first: knn\nAUROC 0.500",
+        "second: max logit\nAUROC 0.250",
+        "second: knn\nAUROC 1.000",
+    ]
+    for axes in figure.axes:
+        inside, outside = (patch.get_data().values for patch in axes.patches if patch.get_fill())
+        for shares in (inside, outside):  # the central 98 % of both: the sets' sizes (4 to 1) do not show
+            assert len(shares) == 20 and 0.9 < shares.sum() <= 1
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["ID", "OOD"]
+
+
+def test_scores_all_equal_are_drawn(tmp_path):
+    curves = {"only": {"max_softmax": (np.ones(30), np.ones(10))}}
+    figure = figures.score_histograms(curves, {"only": {"max_softmax": 0.5}})
+    assert png(figure, tmp_path / "equal.png").startswith(b"\x89PNG")
+
+
+def test_pictures_drawn_twice_have_equal_bytes(tmp_path):
+    def draw():
+        data = image_set((3, 16, 16), [0, 1, 2, 0])
+        rng = np.random.default_rng(0)
+        return [
+            figures.attack_grid(Reader(), data, [0.1], name="standard"),
+            *figures.targeted_grids(Reader(), Reader(), data, 2, 0.1, columns=2).values(),
+            figures.score_histograms({"m": {"s": confidences(rng, 100)}}, {"m": {"s": 0.7}}),
+        ]
+
+    for number, (one, other) in enumerate(zip(draw(), draw(), strict=True)):
+        content = png(one, tmp_path / f"{number}.png")
+        assert content == png(other, tmp_path / f"{number} again.png")
+        assert b"matplotlib" not in content.lower()  # a version in it would differ between machines
