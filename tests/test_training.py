@@ -119,6 +119,23 @@ def test_overfitting_is_noticed_undone_and_the_best_sound_epoch_kept(digits, tmp
     assert result.epoch == 2
 
 
+def test_overfitting_is_judged_at_the_budget_reached(digits, monkeypatch):
+    """Above it even a plainly trained model withstands one step and not ten: the ramp's first epochs are no fault."""
+    model = models.build("whitened_cnn", channels=1, classes=list("0123456789"), widths=[8]).eval()
+    survivors = {0.1: 0.0, 0.02: 1.0}  # under PGD, by budget
+    monkeypatch.setattr(
+        evaluation, "fgsm_predictions", lambda model, image_set, epsilons, **_: image_set.labels.unsqueeze(0)
+    )
+    monkeypatch.setattr(
+        evaluation,
+        "pgd_survivors",
+        lambda model, image_set, epsilons, **_: torch.full((1, len(image_set)), survivors[epsilons[0]]).bool(),
+    )
+    row = training._robustness(model, digits[1], ADVERSARY, 0.02, 0, "cpu")
+    assert row == {"eps": 0.02, "val_fgsm": 1.0, "val_pgd": 0.0, "gap": 0.0}
+    assert training._robustness(model, digits[1], ADVERSARY, 0.1, 0, "cpu")["gap"] == 1.0
+
+
 def test_no_sound_epoch_is_an_error_that_says_what_to_turn(digits, tmp_path):
     with pytest.raises(UserError, match="lower eps"):
         fit(digits, tmp_path, replace(RECIPE, epochs=1), replace(ADVERSARY, overfitting_gap=-1.0))
