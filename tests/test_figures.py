@@ -1,7 +1,5 @@
 """The pictures: what they show is named truly, coloured as documented, and drawn the same twice."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
