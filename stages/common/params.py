@@ -136,6 +136,10 @@ class OODEval(_Section):
 class Audit(_Section):
     images: Count
     pgd_steps: Count
+    restarts: Count
+    square_images: Count
+    square_queries: Count
+    strict: StrictBool
 
 
 class DataTraining(_Section):
