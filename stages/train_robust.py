@@ -14,7 +14,7 @@ def worth(metrics: dict[str, Any], eps: float, chance: float) -> str:
     """A plain statement of what the model is worth at `eps`, judged by PGD on the validation images."""
     kept = f"PGD at eps {eps:.4g} leaves {metrics['val_pgd']:.1%} of the validation images correct"
     if metrics["trained_eps"] < eps:
-        kept += f" (a larger budget than {metrics['trained_eps']:.4g} in training broke the model)"
+        kept += f" (it was trained at up to {metrics['trained_eps']:.4g}: larger budgets teach a near-constant answer)"
     if metrics["val_pgd"] <= chance:
         return f"{kept}, no more than guessing ({chance:.0%}): it is no defence at this budget"
     return f"{kept}, where guessing gives {chance:.0%}"
@@ -28,6 +28,7 @@ def main() -> None:
     robust = knobs.train_robust
     adversary = training.Adversary(
         eps=knobs.eps,
+        largest_budget=knobs.data.training.largest_budget,
         attack=robust.attack,
         fraction=robust.adversarial_fraction,
         noise=robust.noise,
@@ -54,7 +55,7 @@ def main() -> None:
     metrics = {
         "accuracy": accuracy,
         "epoch": result.epoch,
-        "trained_eps": kept["eps"],  # below eps if a larger budget broke the model
+        "trained_eps": kept["eps"],  # below eps if that is above largest_budget, or if it broke the model
         "val_fgsm": kept["val_fgsm"],
         "val_pgd": kept["val_pgd"],
         "overfitted_epochs": sum(row["overfitted"] for row in result.rows),

@@ -27,7 +27,7 @@ def sound(digits, tmp_path_factory):
     model = models.build("whitened_cnn", channels=1, classes=digits.classes, widths=[16, 16])
     model.adapt(images.to_float(digits.images))
     recipe = training.Recipe(8, 64, 0.4, 0.85, 1e-3, 0.2, 0.1, False, 1, None, 0)
-    adversary = training.Adversary(EPS, "n-fgsm", 1.0, 2.0, 0.5, 0.3, 3, 50)
+    adversary = training.Adversary(EPS, EPS, "n-fgsm", 1.0, 2.0, 0.5, 0.3, 3, 50)
     train, val = digits.take(torch.arange(1400)), digits.take(torch.arange(1400, 1600))
     work = tmp_path_factory.mktemp("work") / "work.pt"
     training.train(model, train, val, recipe, adversary=adversary, resume_from=work, name="sound")
@@ -169,7 +169,7 @@ def test_the_studys_own_training_is_flagged(digits, tmp_path):
     model = models.build("whitened_cnn", channels=1, classes=digits.classes, widths=[16, 16])
     model.adapt(images.to_float(digits.images))
     recipe = training.Recipe(10, 64, 0.4, 0.85, 0.0, 0.2, 0.0, False, 1, None, 0)
-    adversary = training.Adversary(0.3, "fgsm", 1.0, 0.0, 0.0, 0.999, 3, 50)
+    adversary = training.Adversary(0.3, 0.3, "fgsm", 1.0, 0.0, 0.0, 0.999, 3, 50)
     train, val = digits.take(torch.arange(1400)), digits.take(torch.arange(1400, 1600))
     training.train(model, train, val, recipe, adversary=adversary, resume_from=tmp_path / "w", name="plain FGSM")
     asked = subject(model, digits, eps=0.3)

@@ -26,6 +26,7 @@ RECIPE = training.Recipe(
 )
 ADVERSARY = training.Adversary(
     eps=0.1,
+    largest_budget=0.1,
     attack="n-fgsm",
     fraction=0.75,
     noise=2.0,
@@ -99,11 +100,11 @@ def test_overfitting_is_noticed_undone_and_the_best_sound_epoch_kept(digits, tmp
     """Epoch 3 seems immune to one step and falls to ten: its weights go, and the budget with them."""
     judge, seen, states = training._judge, [], []
 
-    def forged(row, model, optimizer, state, adversary):
+    def forged(row, _, model, optimizer, state, adversary):
         pgd = {1: 0.3, 2: 0.5, 3: 0.0, 4: 0.4}[row["epoch"]]
         row |= {"val_pgd": pgd, "gap": 0.9 if row["epoch"] == 3 else 0.01}
         before = {key: value.clone() for key, value in model.state_dict().items()}
-        judge(row, model, optimizer, state, adversary)
+        judge(row, pgd, model, optimizer, state, adversary)
         seen.append(same_state(before, model.state_dict()))
         states.append(state.budget_limit)
 
@@ -131,9 +132,35 @@ def test_overfitting_is_judged_at_the_budget_reached(digits, monkeypatch):
         "pgd_survivors",
         lambda model, image_set, epsilons, **_: torch.full((1, len(image_set)), survivors[epsilons[0]]).bool(),
     )
-    row = training._robustness(model, digits[1], ADVERSARY, 0.02, 0, "cpu")
+    row, _ = training._robustness(model, digits[1], ADVERSARY, 0.02, 0, "cpu")
     assert row == {"eps": 0.02, "val_fgsm": 1.0, "val_pgd": 0.0, "gap": 0.0}
-    assert training._robustness(model, digits[1], ADVERSARY, 0.1, 0, "cpu")["gap"] == 1.0
+    assert training._robustness(model, digits[1], ADVERSARY, 0.1, 0, "cpu")[0]["gap"] == 1.0
+
+
+def test_a_near_constant_epoch_is_never_kept_however_well_it_withstands(digits, tmp_path, monkeypatch):
+    """Ten classes: an answer that is almost always the same is right on 0.15 of all images under any attack."""
+    judge = training._judge
+
+    def forged(row, _, model, optimizer, state, adversary):
+        clean, pgd = {1: (0.3, 0.05), 2: (0.22, 0.2), 3: (0.5, 0.1), 4: (0.4, 0.02)}[row["epoch"]]
+        row |= {"val_accuracy": clean, "gap": 0.0}
+        judge(row, pgd, model, optimizer, state, adversary)
+
+    monkeypatch.setattr(training, "_judge", forged)
+    _, result = fit(digits, tmp_path, adversary=replace(ADVERSARY, ramp=0.0))
+    assert [row["collapsed"] for row in result.rows] == [0, 1, 0, 0]
+    assert result.epoch == 3
+
+
+def test_the_budget_stops_where_nothing_more_is_learnt(digits, tmp_path):
+    """Above `largest_budget` eps changes what is measured, not what is trained: the weights are the same."""
+    adversary = replace(ADVERSARY, largest_budget=0.05)
+    short = replace(RECIPE, epochs=2)
+    models_and_rows = [fit(digits, tmp_path, short, replace(adversary, eps=eps)) for eps in (0.05, 0.3)]
+    (at_limit, near), (beyond, far) = models_and_rows
+    assert same(at_limit, beyond)
+    assert [row["eps"] for row in near.rows] == [row["eps"] for row in far.rows]
+    assert far.rows[-1]["eps"] == 0.05 and far.rows[-1]["val_pgd"] < near.rows[-1]["val_pgd"]
 
 
 def test_no_sound_epoch_is_an_error_that_says_what_to_turn(digits, tmp_path):
@@ -143,7 +170,9 @@ def test_no_sound_epoch_is_an_error_that_says_what_to_turn(digits, tmp_path):
 
 def test_plain_fgsm_at_a_large_budget_does_overfit_catastrophically(digits, tmp_path):
     """The study's own recipe, for real: accuracy under its own step far above accuracy under PGD, and noticed."""
-    adversary = replace(ADVERSARY, eps=0.35, attack="fgsm", noise=0.0, fraction=1.0, ramp=0.0, pgd_steps=10)
+    adversary = replace(
+        ADVERSARY, eps=0.35, largest_budget=0.35, attack="fgsm", noise=0.0, fraction=1.0, ramp=0.0, pgd_steps=10
+    )
     try:
         _, result = fit(digits, tmp_path, replace(RECIPE, epochs=8, learning_rate=0.2), adversary)
         rows = result.rows

@@ -14,31 +14,20 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def frozen(model: nn.Module, *, train: bool = False) -> Iterator[None]:
-    """Hold `model` in eval mode with gradients for the input alone; put every flag back at the end.
-
-    `train=True` keeps the training mode (BatchNorm normalises by the batch) but still shields BatchNorm's running
-    statistics from the attacked images: their momentum is 0 in here.
-    """
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Hold `model` in eval mode with gradients for the input alone; put every flag back at the end."""
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if train else []
-    memory = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     try:
-        model.train(train)
+        model.eval()
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
-        for norm in norms:
-            norm.momentum = 0.0
         yield
     finally:
         for module, mode in modes:
             module.training = mode
         for parameter, flag in wanted:
             parameter.requires_grad_(flag)
-        for norm, momentum, tracked in memory:
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(tracked)
 
 
 def _check(images: Tensor, labels: Tensor, eps: float) -> None:

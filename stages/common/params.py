@@ -146,6 +146,7 @@ class DataTraining(_Section):
     batch_size: _integer_in(2)
     epochs_standard: Count
     epochs_robust: Count
+    largest_budget: _number_in(0, 1, open_low=True)
     flip: StrictBool
     translate: _integer_in(0, 7)
     early_size: ImageSize | None

@@ -26,6 +26,7 @@ from stages.common.params import Params
 BIAS_RATE = 64  # BatchNorm's shifts learn this much faster than the weights (airbench94)
 EARLY_SHARE = 0.5  # of the epochs that see images of `early_size`
 BACK_OFF = 0.75  # of the budget that broke the model is what training goes on with
+LEARNT = 0.15  # of the way from guessing to all correct on clean images; a model below it is near to constant
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Adversary:
-    """What adversarial training needs besides; `eps` in pixels of [0, 1]. See params.yaml for each one's reason."""
+    """What adversarial training needs besides; budgets in pixels of [0, 1]. See params.yaml for each one's reason."""
 
     eps: float
+    largest_budget: float
     attack: str
     fraction: float
     noise: float
@@ -57,6 +59,11 @@ class Adversary:
     overfitting_gap: float
     pgd_steps: int
     validation_images: int
+
+    @property
+    def goal(self) -> float:
+        """The budget that training grows to: eps, unless that is more than a model can learn to withstand."""
+        return min(self.eps, self.largest_budget)
 
 
 class Result(NamedTuple):
@@ -107,10 +114,10 @@ def train(
     """Train `model` in place and leave it in eval mode on the CPU.
 
     Without an adversary the last epoch's weights are kept. With one, the share `fraction` of each batch is replaced by
-    one-step adversarial examples of the current model, whose budget grows over the first `ramp` of training; after each
-    epoch held-out images are attacked with FGSM and PGD. An epoch that has overfitted to the one step (FGSM minus PGD
-    accuracy above `overfitting_gap`) or that knows no more than chance is discarded: training goes back to the best
-    weights and on with a smaller budget. The best of the sound epochs by PGD at `eps` is kept.
+    one-step adversarial examples of the current model, whose budget grows over the first `ramp` of training to `goal`;
+    after each epoch held-out images are attacked with FGSM and PGD. An epoch that has overfitted to the one step (FGSM
+    minus PGD accuracy above `overfitting_gap`) or that knows little more than chance is discarded: training goes back
+    to the best weights and on with a smaller budget. The best of the sound epochs by PGD at `goal` is kept.
 
     `resume_from` is a work file: written after each epoch, read if it is of this very run, deleted at the end.
     """
@@ -119,7 +126,8 @@ def train(
     optimizer = _optimizer(model, recipe)
     batch_size = min(recipe.batch_size, len(train_set))
     steps = len(train_set) // batch_size
-    state = _Progress(rows=[], best=None, best_epoch=0, best_pgd=-1.0, budget_limit=adversary.eps if adversary else 0.0)
+    goal = adversary.goal if adversary else 0.0
+    state = _Progress(rows=[], best=None, best_epoch=0, best_pgd=-1.0, budget_limit=goal)
     _resume(resume_from, run, model, optimizer, state, name)
 
     with images.progress(recipe.epochs * steps * batch_size, name) as bar:
@@ -143,7 +151,7 @@ def train(
                 if early:
                     x = images.resize(x, recipe.early_size)
                 if adversary:
-                    budget = min(adversary.eps * ramp(done, adversary.ramp), state.budget_limit)
+                    budget = min(adversary.goal * ramp(done, adversary.ramp), state.budget_limit)
                     x = _mix(model, x, y, budget, adversary, generator)
                 logits = model(x)
                 loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
@@ -168,8 +176,9 @@ def train(
                     f"lower models.*.learning_rate (now {recipe.learning_rate:g} at this batch size)"
                 )
             if adversary:
-                row |= _robustness(model, val_set, adversary, budget, recipe.seed, device)
-                _judge(row, model, optimizer, state, adversary)
+                found, pgd_at_goal = _robustness(model, val_set, adversary, budget, recipe.seed, device)
+                row |= found
+                _judge(row, pgd_at_goal, model, optimizer, state, adversary)
             state.rows.append(row)
             _report(name, row, recipe.epochs, bar.write)
             _save(resume_from, run, model, optimizer, state)
@@ -187,7 +196,7 @@ def triangle(done: float, warmup: float) -> float:
 
 
 def ramp(done: float, share: float) -> float:
-    """The budget's share of eps: grows in a straight line over the first `share` of training, then stays at 1."""
+    """The budget's share of its goal: grows in a straight line over the first `share` of training, then stays at 1."""
     return 1.0 if share == 0 else min(1.0, done / share)
 
 
@@ -234,23 +243,25 @@ def _mix(
 
 def _robustness(
     model: Classifier, val_set: ImageSet, adversary: Adversary, budget: float, seed: int, device: torch.device | str
-) -> dict[str, float]:
-    """Validation FGSM and PGD accuracy at eps, and their gap at the budget that training has reached.
+) -> tuple[dict[str, float], float]:
+    """Validation FGSM and PGD accuracy at eps with their gap at the budget that training has reached; PGD at the goal.
 
     The gap says nothing above that budget: there even a plainly trained model withstands one step and not ten.
     """
     held_out = val_set.take(images.first_per_class(val_set.labels, adversary.validation_images))
     accuracies = {}
-    for eps in {budget, adversary.eps}:
+    for eps in {budget, adversary.goal, adversary.eps}:
         fgsm = evaluation.fgsm_predictions(model, held_out, [eps], device=device)[0] == held_out.labels
         pgd = evaluation.pgd_survivors(model, held_out, [eps], steps=adversary.pgd_steps, seed=seed, device=device)[0]
         accuracies[eps] = float(fgsm.double().mean()), float(pgd.double().mean())
     fgsm, pgd = accuracies[adversary.eps]
-    return {"eps": budget, "val_fgsm": fgsm, "val_pgd": pgd, "gap": accuracies[budget][0] - accuracies[budget][1]}
+    gap = accuracies[budget][0] - accuracies[budget][1]
+    return {"eps": budget, "val_fgsm": fgsm, "val_pgd": pgd, "gap": gap}, accuracies[adversary.goal][1]
 
 
 def _judge(
     row: dict[str, float],
+    pgd_at_goal: float,
     model: Classifier,
     optimizer: torch.optim.Optimizer,
     state: _Progress,
@@ -258,11 +269,12 @@ def _judge(
 ) -> None:
     """Mark the epoch; keep its weights if they are sound and the best, go back to the best if they are not."""
     row["overfitted"] = int(row["gap"] > adversary.overfitting_gap)
-    row["collapsed"] = int(row["val_accuracy"] < 1.5 / len(model.classes))
+    chance = 1 / len(model.classes)
+    row["collapsed"] = int(row["val_accuracy"] < chance + LEARNT * (1 - chance))
     if not row["overfitted"] and not row["collapsed"]:
-        if row["val_pgd"] >= state.best_pgd:
+        if pgd_at_goal >= state.best_pgd:
             state.best = {key: value.detach().clone() for key, value in model.state_dict().items()}
-            state.best_epoch, state.best_pgd = int(row["epoch"]), row["val_pgd"]
+            state.best_epoch, state.best_pgd = int(row["epoch"]), pgd_at_goal
         return
     state.budget_limit = BACK_OFF * row["eps"]
     if state.best is not None:
@@ -273,7 +285,7 @@ def _judge(
 def _best(state: _Progress, name: str) -> dict[str, Tensor]:
     if state.best is None:
         raise UserError(
-            f"{name}: no epoch was sound (FGSM far above PGD accuracy, or no better than chance), so there is no model "
+            f"{name}: no epoch was sound (FGSM far above PGD accuracy, or little better than chance), so no model is "
             "worth keeping; lower eps, or raise train_robust.noise, train_robust.ramp or the data set's epochs_robust"
         )
     return state.best
@@ -286,7 +298,7 @@ def _report(name: str, row: dict[str, float], epochs: int, write: Callable[[str]
         if row["overfitted"]:
             line += "  catastrophic overfitting: going back"
         elif row["collapsed"]:
-            line += "  no better than chance: going back"
+            line += "  little better than chance: going back"
     write(line) if sys.stderr.isatty() else print(line, flush=True)
 
 
