@@ -150,6 +150,13 @@ def test_score_histograms_show_shares_of_both_sets_and_say_the_auroc():
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["ID", "OOD"]
 
 
+def test_histograms_of_many_scores_go_on_below():
+    curves = {model: {f"s{i}": (np.arange(9.0), np.arange(5.0)) for i in range(5)} for model in ("a", "b")}
+    figure = figures.score_histograms(curves, {model: {f"s{i}": 0.5 for i in range(5)} for model in ("a", "b")})
+    titles = [axes.get_title().split("\n")[0] for axes in figure.axes if axes.axison]
+    assert titles == ["a: s0", "a: s1", "a: s2", "a: s3", "b: s0", "b: s1", "b: s2", "b: s3", "a: s4", "b: s4"]
+
+
 def test_scores_all_equal_are_drawn(tmp_path):
     curves = {"only": {"max_softmax": (np.ones(30), np.ones(10))}}
     figure = figures.score_histograms(curves, {"only": {"max_softmax": 0.5}})

@@ -17,6 +17,7 @@ from stages.common.images import ImageSet
 from stages.common.models import Classifier
 
 DPI = 100
+SCORES_PER_ROW = 4  # of histograms: a picture that a page shows whole
 STANDARD, ROBUST = "#0072B2", "#D55E00"  # of the two models, in every picture
 ID, OOD = "#0072B2", "#E69F00"
 RIGHT, WRONG, HIT = "#009E73", "#D55E00", "#AA3377"  # of the predicted names under the images
@@ -28,17 +29,19 @@ def score_histograms(
     *,
     bins: int = 50,
 ) -> Figure:
-    """Histograms of confidences, ID against OOD: one row per model, one column per score.
+    """Histograms of confidences, ID against OOD: up to four scores a row, the models below each other.
 
     `curves[model][score]` holds the confidences of ID (N,) and of OOD images (M,); `aurocs[model][score]`, in [0, 1],
     stands in the titles. Each histogram shows the share of its set per bin over the central 98 % of both, so that
     neither the sets' sizes nor a stray value hide the shapes. Every model must have the first one's scores.
     """
     models, scores = list(curves), list(next(iter(curves.values())))
-    figure = Figure(figsize=(2.6 * len(scores), 2.4 * len(models)), dpi=DPI, layout="constrained")
-    grid = figure.subplots(len(models), len(scores), squeeze=False)
-    for row, model in zip(grid, models, strict=True):
-        for axes, score in zip(row, scores, strict=True):
+    columns = min(len(scores), SCORES_PER_ROW)
+    rows = [(model, scores[start : start + columns]) for start in range(0, len(scores), columns) for model in models]
+    figure = Figure(figsize=(2.6 * columns, 2.4 * len(rows)), dpi=DPI, layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (model, part) in zip(grid, rows, strict=True):
+        for axes, score in zip(line, part, strict=False):
             inside, outside = (np.asarray(side, dtype=np.float64) for side in curves[model][score])
             low, high = np.quantile(np.concatenate([inside, outside]), [0.01, 0.99])
             edges = np.linspace(low, high, bins + 1) if high > low else np.linspace(low - 0.5, low + 0.5, bins + 1)
@@ -50,7 +53,9 @@ def score_histograms(
             axes.tick_params(labelsize=7)
             axes.locator_params(axis="x", nbins=4)
             axes.set_yticks([])
-        row[0].set_ylabel("share of images", fontsize=8)
+        for empty in line[len(part) :]:
+            empty.set_axis_off()
+        line[0].set_ylabel("share of images", fontsize=8)
     for axes in grid[-1]:
         axes.set_xlabel("confidence", fontsize=8)
     grid[0, 0].legend(fontsize=8, loc="upper left")
