@@ -4,7 +4,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup demo test repro lint figures lock clean
+.PHONY: help setup demo test repro lint figures report lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -34,6 +34,9 @@ lint: setup      ## ruff: faults and format
 
 figures: setup   ## README's picture, drawn from the committed tables
 	python -m scripts.picture
+
+report: setup    ## build/report.html, one page of everything, compared with REV if given: make report REV=HEAD~1
+	python -m scripts.report $(REV)
 
 lock: setup      ## pin the newest versions that requirements*.txt allow
 	pip install --quiet uv

@@ -16,12 +16,18 @@ from PIL import Image
 RESULTS = ("FGSM against PGD", "plots/roc_max_logit.csv")  # side by side in README
 
 
-def specs() -> dict[str, dict]:
-    """Vega-Lite specifications of the working tree's plots, by id. Raises RuntimeError if DVC reports an error."""
-    shown = subprocess.run(["dvc", "plots", "show", "--json"], capture_output=True, text=True, check=True)
+def specs(revision: str | None = None) -> dict[str, dict]:
+    """Vega-Lite specifications of the working tree's plots by id, beside those of `revision` in the same picture.
+
+    Raises RuntimeError if DVC reports an error.
+    """
+    what = ["show"] if revision is None else ["diff", revision]
+    shown = subprocess.run(["dvc", "plots", *what, "--json"], capture_output=True, text=True)
+    if shown.returncode:
+        raise RuntimeError(f"dvc plots {' '.join(what)}: {shown.stderr.strip()}")
     plots = json.loads(shown.stdout)
     if plots.get("errors"):
-        raise RuntimeError(f"dvc plots show: {plots['errors']}")  # DVC itself exits with 0 then
+        raise RuntimeError(f"dvc plots {' '.join(what)}: {plots['errors']}")  # DVC itself exits with 0 then
     drawn = {}
     for plot, revisions in plots["data"].items():
         for shown_plot in revisions:

@@ -32,19 +32,31 @@ def table(metrics: dict[str, dict]) -> str:
     """Markdown of `metrics`: the content of each metrics/*.json, by its name without the ending."""
     lines = ["| | standard | robust | from |", "|---|---:|---:|---|"]
     for title, (name, key) in ROWS.items():
-        cells = [_cell(metrics[name][model], key) for model in ("standard", "robust")]
+        cells = [cell(metrics[name][model], key) for model in ("standard", "robust")]
         lines.append(f"| {title} | {cells[0]} | {cells[1]} | metrics/{name}.json |")
     return "\n".join(lines)
 
 
-def _cell(figures: dict, key: str) -> str:
+def cell(figures: dict, key: str) -> str:
+    """One cell of the table: a figure with three places, with its interval if it has one, or the audit's counts."""
     if key == "verdict":
         return f"{figures['passed']} / {figures['failed']}"
+    parent, last = _find(figures, key)
+    interval = f" [{parent['auroc_low']:.3f}, {parent['auroc_high']:.3f}]" if last == "auroc" else ""
+    return f"{parent[last]:.3f}{interval}"
+
+
+def figure(figures: dict, key: str) -> float:
+    """The figure behind a dotted key, such as at_8_255.pgd."""
+    parent, last = _find(figures, key)
+    return parent[last]
+
+
+def _find(figures: dict, key: str) -> tuple[dict, str]:
     *path, last = key.split(".")
     for part in path:
         figures = figures[part]
-    interval = f" [{figures['auroc_low']:.3f}, {figures['auroc_high']:.3f}]" if last == "auroc" else ""
-    return f"{figures[last]:.3f}{interval}"
+    return figures, last
 
 
 def read(revision: str | None) -> dict[str, dict]:

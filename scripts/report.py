@@ -1,0 +1,126 @@
+"""One self-contained page of everything that a run has found: build/report.html opens from disk, without a network.
+
+python -m scripts.report              # the working tree
+python -m scripts.report HEAD~1       # and what has changed since a commit, a branch or an experiment
+"""
+
+import argparse
+import base64
+import html
+import json
+import os
+import platform
+import string
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import vl_convert
+import yaml
+
+from scripts import picture, summary
+from stages.common import artifacts
+
+OUT = Path("build/report.html")
+TEMPLATE = Path(__file__).with_name("report.html")
+MODELS = ("standard", "robust")
+
+
+def headline(now: dict[str, dict], before: dict[str, dict] | None) -> str:
+    """The rows of `summary.ROWS` as an HTML table; a figure that differs from `before` carries the difference."""
+    head = "<tr><th></th><th>standard</th><th>robust</th><th>from</th></tr>"
+    rows = []
+    for title, (name, key) in summary.ROWS.items():
+        cells = [_cell(now[name][model], before and before[name].get(model), key) for model in MODELS]
+        source = f"<code>metrics/{name}.json</code>"
+        rows.append(f"<tr><th>{html.escape(title)}</th><td>{cells[0]}</td><td>{cells[1]}</td><td>{source}</td></tr>")
+    return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _cell(figures: dict, before: dict | None, key: str) -> str:
+    shown = html.escape(summary.cell(figures, key))
+    if before is None or key == "verdict":
+        return shown
+    difference = summary.figure(figures, key) - summary.figure(before, key)
+    if abs(difference) < 0.0005:
+        return shown
+    return f'{shown} <span class="delta">{difference:+.3f}</span>'
+
+
+def audit(figures: dict[str, dict]) -> str:
+    """Each check's verdict on both models."""
+    checks = [name for name, value in figures["standard"].items() if name not in ("passed", "failed")]
+    rows = "".join(
+        f"<tr><th>{html.escape(check.replace('_', ' '))}</th>"
+        + "".join(
+            '<td class="pass">pass</td>' if figures[model][check] else '<td class="fail">FAIL</td>' for model in MODELS
+        )
+        + "</tr>"
+        for check in checks
+    )
+    return f"<table><tr><th></th><th>standard</th><th>robust</th></tr>{rows}</table>"
+
+
+def pictures(folder: Path) -> str:
+    """Every PNG of `folder`, carried in the page."""
+    figures = []
+    for path in sorted(folder.glob("*.png")):
+        data = base64.b64encode(path.read_bytes()).decode()
+        title = html.escape(path.stem.replace("_", " "))
+        figures.append(f'<figure><img alt="{title}" src="data:image/png;base64,{data}"></figure>')
+    return "\n".join(figures)
+
+
+def environment() -> str:
+    facts = {
+        "commit": _git("describe", "--always", "--dirty"),
+        "images": json.loads((artifacts.METRICS / "data.json").read_text())["fingerprint"],
+        "Python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "torchvision", "dvc")},
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
+    return "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in facts.items())
+
+
+def _git(*arguments: str) -> str:
+    ran = subprocess.run(["git", *arguments], capture_output=True, text=True)
+    return ran.stdout.strip() or "no git repository"
+
+
+def page(revision: str | None) -> str:
+    """The whole page, comparing the working tree with `revision` if there is one."""
+    now, before = summary.read(None), summary.read(revision) if revision else None
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    specs = picture.specs(revision)
+    for spec in specs.values():
+        spec.pop("$schema", None)  # names the Vega-Lite of DVC's own page; the one carried here is newer and says so
+    plots = json.dumps(specs).replace("</", "<\\/")  # "</" would end the script that carries the plots
+    return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        dataset=html.escape(str(params["dataset"])),
+        eps=html.escape(str(params["eps"])),
+        compared=f", compared with <b>{html.escape(revision)}</b>" if revision else "",
+        headline=headline(now, before),
+        audit=audit(now["audit"]),
+        pictures=pictures(artifacts.IMAGES),
+        params=html.escape(Path("params.yaml").read_text(encoding="utf-8")),
+        environment=environment(),
+        vega=vl_convert.javascript_bundle().replace("</script", "<\\/script"),
+        plots=plots,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("revision", nargs="?", help="what to compare the working tree with")
+    revision = parser.parse_args().revision
+    try:
+        content = page(revision)
+    except RuntimeError as error:
+        raise SystemExit(f"error: {error}") from None
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(content, encoding="utf-8")
+    print(f"{OUT} ({len(content) / 2**20:.1f} MB) opens in any browser, without a network")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The report page carries everything in itself, and a real browser without a network draws all of it."""
+
+import re
+import shutil
+import subprocess
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+
+from scripts import picture, report, summary
+
+ROOT = Path(__file__).parents[1]
+BROWSER = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")), None)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        content = report.page(None)
+        plots = picture.specs()
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(content, encoding="utf-8")
+    return path, plots
+
+
+def test_nothing_is_loaded_from_elsewhere(page):
+    content = page[0].read_text(encoding="utf-8")
+    markup = re.sub(r"<script>.*?</script>", "<script></script>", content, flags=re.S)
+    assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=(?![\"']?data:)", markup)
+    assert content.count('src="data:image/png;base64,') == len(list((ROOT / "plots/images").glob("*.png"))) > 0
+
+
+def test_figures_are_the_committed_ones(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    metrics, content = summary.read(None), page[0].read_text(encoding="utf-8")
+    for name, key in summary.ROWS.values():
+        for model in report.MODELS:
+            assert f"<td>{summary.cell(metrics[name][model], key)}</td>" in content
+    assert content.count('class="fail"') == sum(metrics["audit"][model]["failed"] for model in report.MODELS)
+
+
+def test_a_figure_that_moved_carries_the_difference(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    now = summary.read(None)
+    before = deepcopy(now)
+    before["fgsm"]["robust"]["clean"] -= 0.25
+    assert 'class="delta"' not in report.headline(now, deepcopy(now))
+    assert re.findall(r'class="delta">(.*?)<', report.headline(now, before)) == ["+0.250"]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
+def test_a_browser_without_a_network_draws_every_plot(page):
+    path, plots = page
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=30000", "--enable-logging=stderr"]
+    offline = ["--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9"]
+    shown = subprocess.run(
+        [BROWSER, *options, *offline, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=300
+    )
+    assert f'data-drawn="{len(plots)}"' in shown.stdout
+    drawings = shown.stdout.split('id="plots"')[1].split("<h2>")[0]
+    assert drawings.count("<svg") == len(plots) and drawings.count("<path") > 10 * len(plots)
+    assert not re.findall(r"CONSOLE.*", shown.stderr)
