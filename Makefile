@@ -4,7 +4,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup demo test repro lint figures report lock clean
+.PHONY: help setup demo test repro lint figures report seeds lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -37,6 +37,9 @@ figures: setup   ## README's picture, drawn from the committed tables
 
 report: setup    ## build/report.html, one page of everything, compared with REV if given: make report REV=HEAD~1
 	python -m scripts.report $(REV)
+
+seeds: setup     ## mean and interval of every figure over N seeds (make seeds N=3), by DVC's own experiments
+	python -m scripts.seeds $(or $(N),3)
 
 lock: setup      ## pin the newest versions that requirements*.txt allow
 	pip install --quiet uv

@@ -1,0 +1,84 @@
+"""Run the study with several seeds, as DVC experiments, and say how far its figures vary.
+
+    python -m scripts.seeds 3                       # seeds 0, 1 and 2; those that have run are not run again
+    python -m scripts.seeds 3 -S dataset=digits     # with other parameters, as for `dvc exp run`
+    make seeds N=3
+
+Prints a markdown table, mean and standard deviation with Student's 95 % interval of the mean, and writes it to
+build/seeds.md; build/seeds.csv holds FGSM accuracy against eps for each seed.
+"""
+
+import argparse
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import dvc.api
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from scripts import summary
+
+OUT = Path("build")
+MODELS = ("standard", "robust")
+
+
+def experiment(seed: int, settings: list[str]) -> str:
+    """The experiment's name: it tells the seed and what else was set, so that a second call finds it."""
+    turned = "".join(f"-{setting.replace('=', '-')}" for setting in settings)
+    return "seed-" + "".join(c if c.isalnum() or c in "-." else "_" for c in f"{seed}{turned}")
+
+
+def run(seed: int, settings: list[str]) -> str:
+    """Run the pipeline with `seed` beside the working tree, unless that has been done from this commit."""
+    name = experiment(seed, settings)
+    listed = subprocess.run(["dvc", "exp", "list", "--name-only"], capture_output=True, text=True, check=True)
+    if name in listed.stdout.split():
+        print(f"{name}: has run already (dvc exp remove {name} to run it again)", flush=True)
+        return name
+    options = [option for setting in [f"seed={seed}", *settings] for option in ("-S", setting)]
+    ran = subprocess.run(["dvc", "exp", "run", "--temp", "--name", name, *options])
+    if ran.returncode:
+        sys.exit(f"error: {name} failed; what has run is kept, so the same command goes on with it")
+    return name
+
+
+def table(metrics: list[dict[str, dict]]) -> str:
+    """Markdown of the headline figures over the runs in `metrics`: mean, standard deviation, interval of the mean."""
+    lines = ["| | standard | robust |", "|---|---:|---:|"]
+    for title, (name, key) in summary.ROWS.items():
+        if key != "verdict":
+            cells = [spread([summary.figure(run[name][model], key) for run in metrics]) for model in MODELS]
+            lines.append(f"| {title} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    """mean ± standard deviation [Student's 95 % interval of the mean], three places each."""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    reach = float(stats.t.ppf(0.975, len(values) - 1)) * deviation / len(values) ** 0.5
+    return f"{mean:.3f} ± {deviation:.3f} [{mean - reach:.3f}, {mean + reach:.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("seeds", type=int, nargs="?", default=3, help="how many: 0, 1, ... (default 3)")
+    parser.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    arguments = parser.parse_args()
+    if arguments.seeds < 1:
+        parser.error("at least one seed")
+    names = [run(seed, arguments.settings) for seed in range(arguments.seeds)]
+    written = table([summary.read(name) for name in names])
+    curves = [pd.read_csv(io.StringIO(dvc.api.read("plots/fgsm_sweep.csv", rev=name))) for name in names]
+    OUT.mkdir(exist_ok=True)
+    (OUT / "seeds.md").write_text(written + "\n", encoding="utf-8")
+    pd.concat(curves, keys=range(len(names)), names=["seed"]).reset_index("seed").to_csv(OUT / "seeds.csv", index=False)
+    print(f"\n{len(names)} seeds: mean ± standard deviation [95 % interval of the mean]\n\n{written}")
+
+
+if __name__ == "__main__":
+    main()
