@@ -15,6 +15,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
 import vl_convert
 import yaml
 
@@ -47,18 +48,19 @@ def _cell(figures: dict, before: dict | None, key: str) -> str:
     return f'{shown} <span class="delta">{difference:+.3f}</span>'
 
 
-def audit(figures: dict[str, dict]) -> str:
-    """Each check's verdict on both models."""
-    checks = [name for name, value in figures["standard"].items() if name not in ("passed", "failed")]
-    rows = "".join(
-        f"<tr><th>{html.escape(check.replace('_', ' '))}</th>"
-        + "".join(
-            '<td class="pass">pass</td>' if figures[model][check] else '<td class="fail">FAIL</td>' for model in MODELS
-        )
-        + "</tr>"
-        for check in checks
-    )
-    return f"<table><tr><th></th><th>standard</th><th>robust</th></tr>{rows}</table>"
+def audit(verdicts: pd.DataFrame) -> str:
+    """Each check's verdict on both models, with what it saw; `verdicts` is plots/audit_verdicts.csv."""
+    rows = []
+    for check, found in verdicts.groupby("check", sort=False):
+        cells = [
+            f'<td class="{verdict.lower()}" title="{html.escape(seen)}">{verdict}</td>'
+            for verdict, seen in found.set_index("model").loc[list(MODELS), ["verdict", "seen"]].itertuples(index=False)
+        ]
+        unsound = found[found.verdict != "pass"]
+        said = "<br>".join(html.escape(f"{row.model}: {row.seen}: {row.meaning}") for row in unsound.itertuples())
+        name = html.escape(check.replace("_", " "))
+        rows.append(f'<tr><th>{name}</th>{"".join(cells)}<td class="said">{said}</td></tr>')
+    return f"<table><tr><th></th><th>standard</th><th>robust</th><th></th></tr>{''.join(rows)}</table>"
 
 
 def pictures(folder: Path) -> str:
@@ -100,7 +102,7 @@ def page(revision: str | None) -> str:
         eps=html.escape(str(params["eps"])),
         compared=f", compared with <b>{html.escape(revision)}</b>" if revision else "",
         headline=headline(now, before),
-        audit=audit(now["audit"]),
+        audit=audit(pd.read_csv(artifacts.PLOTS / "audit_verdicts.csv", keep_default_na=False)),
         pictures=pictures(artifacts.IMAGES),
         params=html.escape(Path("params.yaml").read_text(encoding="utf-8")),
         environment=environment(),

@@ -1,48 +1,120 @@
 """Ask of both models, and of the attacks on them, whether the figures of the other stages may be believed.
 
 In:  data/prepared/test.npz, data/checkpoints/{standard,robust}.pt
-Out: metrics/audit.json (1 or 0 for each check, and how many passed and failed)
+Out: metrics/audit.json (1 or 0 for each check, how many passed, warned and failed, and the median of the smallest
+     budgets that change a prediction), plots/audit_verdicts.csv (what each check saw),
+     plots/audit_{standard,robust}.csv (accuracy against eps under every attack), plots/smallest_eps.csv,
+     plots/images/loss_surface.png
 
-A failed check does not stop the run: it says which figure not to believe, and why.
+A failed check does not stop the run unless audit.strict is true: it says which figure not to believe, and why.
 """
 
-from stages.common import artifacts, checks, errors, evaluation, images, params
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.common import artifacts, checks, errors, evaluation, figures, images, params, probes
+from stages.common.subject import Subject
+
+VERDICTS = {"pass": "passed", "warn": "warned", "FAIL": "failed"}
+SURFACE = np.linspace(-1, 1, 17)  # of eps, in both directions
 
 
 def main() -> None:
     knobs = params.load()
     device = images.device(knobs.device)
     test = images.read("test")
+    both = evaluation.load_both(test, device)
     audited = test.take(images.first_per_class(test.labels, knobs.audit.images))
 
-    metrics: dict[str, dict[str, int]] = {}
-    width = max(map(len, checks.CHECKS))
-    for name, model in evaluation.load_both(test, device).items():
-        subject = checks.Subject(
-            model=model,
+    metrics, verdicts, smallest, surfaces = {}, [], [], {}
+    for name, other in (("standard", "robust"), ("robust", "standard")):
+        subject = Subject(
+            model=both[name],
+            other=both[other],
+            defended=name == "robust",
             image_set=audited,
             target=len(audited.classes) - 1,
             eps=knobs.eps,
             epsilons=tuple(knobs.fgsm_sweep.epsilons),
             pgd_steps=knobs.audit.pgd_steps,
+            restarts=knobs.audit.restarts,
+            square_images=knobs.audit.square_images,
+            square_queries=knobs.audit.square_queries,
             seed=knobs.seed,
             device=device,
         )
         print(f"{name} model, {len(audited)} test images", flush=True)
-        results = {}
-        for check_name, check in checks.CHECKS.items():
-            finding = check(subject)
-            results[check_name] = int(finding.passed)
-            verdict = "pass" if finding.passed else "FAIL"
-            reason = "" if finding.passed else f": {finding.otherwise}"
-            print(f"  {verdict}  {check_name:<{width}}  {finding.seen}{reason}", flush=True)
-        passed = sum(results.values())
-        metrics[name] = results | {"passed": passed, "failed": len(results) - passed}
+        rows = [row(name, check, subject) for check in checks.CHECKS]
+        verdicts += rows
+        counts = {kind: sum(r["verdict"] == verdict for r in rows) for verdict, kind in VERDICTS.items()}
+        medians = {attack: median(eps) for attack, eps in subject.smallest_eps.items()}
+        metrics[name] = {r["check"]: int(r["verdict"] == "pass") for r in rows} | counts | {"median_eps": medians}
+        artifacts.write_table(artifacts.PLOTS / f"audit_{name}.csv", curves(subject))
+        smallest += cumulative(name, subject)
+        surfaces[name] = surface(subject)
 
+    artifacts.write_table(artifacts.PLOTS / "audit_verdicts.csv", verdicts)
+    artifacts.write_table(artifacts.PLOTS / "smallest_eps.csv", smallest)
+    picture = figures.loss_surfaces(surfaces, SURFACE * knobs.eps)
+    artifacts.write_figure(artifacts.IMAGES / "loss_surface.png", picture)
     artifacts.write_metrics(artifacts.METRICS / "audit.json", metrics)
     failed = {name: counts["failed"] for name, counts in metrics.items()}
-    print(f"audit: {failed['standard']} of {len(checks.CHECKS)} checks failed on the standard model, "
-          f"{failed['robust']} on the robust one")  # fmt: skip
+    summary = (
+        f"{failed['standard']} of {len(checks.CHECKS)} checks failed on the standard model, "
+        f"{failed['robust']} on the robust one"
+    )
+    if knobs.audit.strict and sum(failed.values()):
+        raise errors.UserError(f"audit: {summary}; audit.strict is true, so this run fails")
+    print(f"audit: {summary}")
+
+
+def row(model: str, check: str, subject: Subject) -> dict[str, str]:
+    """Make one check and print its line."""
+    finding = checks.CHECKS[check](subject)
+    meaning = "" if finding.passed else finding.otherwise
+    width = max(map(len, checks.CHECKS))
+    print(f"  {finding.verdict}  {check:<{width}}  {finding.seen}{meaning and ': '}{meaning}", flush=True)
+    return {"model": model, "check": check, "verdict": finding.verdict, "seen": finding.seen, "meaning": meaning}
+
+
+def curves(subject: Subject) -> list[dict[str, float | str]]:
+    """Accuracy against eps under every attack on the same images, the weakest first."""
+    clean = float(subject.correct.double().mean())
+    accuracies = {
+        "noise": subject.noise,
+        "transfer": subject.transfer,
+        "FGSM": subject.fgsm,
+        "FGSM, worst case": subject.fgsm_worst,
+        "PGD": subject.pgd,
+    }
+    return [
+        {"eps": eps, "attack": attack, "accuracy": accuracy}
+        for attack, by_budget in accuracies.items()
+        for eps, accuracy in {0.0: clean, **by_budget}.items()
+    ]
+
+
+def median(eps: Tensor) -> float:
+    return float(eps.clamp(max=probes.LARGEST).double().median())
+
+
+def cumulative(model: str, subject: Subject) -> list[dict[str, float | str]]:
+    """The share of images whose prediction some budget up to eps changes."""
+    return [
+        {"eps": eps, "model": model, "attack": attack, "share": float((smallest <= eps).double().mean())}
+        for attack, smallest in subject.smallest_eps.items()
+        for eps in np.linspace(0, 0.3, 61).tolist()
+    ]
+
+
+def surface(subject: Subject) -> Tensor:
+    """The mean loss round the images that are classified correctly, the first batch of them."""
+    chosen = subject.image_set.take(subject.correct.nonzero().squeeze(1)[: images.BATCH_SIZE // 5])
+    x, y = images.to_float(chosen.images, subject.device), chosen.labels.to(subject.device)
+    if len(x) == 0:
+        return torch.zeros(len(SURFACE), len(SURFACE), dtype=torch.float64)
+    return probes.loss_surface(subject.model, x, y, SURFACE * subject.eps, generator=subject.generator())
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ SMALL = {  # a run of seconds; every key is one that a person might set
     "datasets.digits.training.epochs_robust": "3",
     "fgsm_sweep.pgd_images": "50",
     "audit.images": "50",
+    "audit.square_queries": "20",
 }
 
 

@@ -1,12 +1,10 @@
 """What the audit asks of a model and of the attacks on it: one small function a check, each naming what it saw.
 
 Sources: Carlini 2019 (On Evaluating Adversarial Robustness), Athalye 2018 (Obfuscated Gradients), Croce 2020
-(AutoAttack's warnings). To add a check, write a function `Subject -> Finding` and name it in CHECKS.
+(AutoAttack and its warnings). To add a check, write a function `Subject -> Finding` and name it in CHECKS.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,76 +12,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.common import attacks, evaluation, images
-from stages.common.images import ImageSet
-from stages.common.models import Classifier
+from stages.common import attacks, evaluation, images, probes
+from stages.common.subject import Subject
 
 SMALL_EPS = 0.5 / 255  # so small that the loss is near enough to linear: the direction alone decides
 TOLERANCE = 0.01  # of accuracies compared on a few hundred images; below it they count as equal
 
 
 class Finding(NamedTuple):
-    """Whether the check passed, what it saw, and what that means when it fails."""
+    """Whether the check passed, what it saw, and what that means when it fails. A warning does not fail an audit."""
 
     passed: bool
     seen: str
     otherwise: str
+    warning: bool = False
 
-
-@dataclass(frozen=True)
-class Subject:
-    """A model and what it is audited with. Accuracies are of `image_set`, in [0, 1], and measured once."""
-
-    model: Classifier
-    image_set: ImageSet
-    target: int
-    eps: float
-    epsilons: tuple[float, ...]
-    pgd_steps: int
-    seed: int
-    device: torch.device
-
-    @cached_property
-    def correct(self) -> Tensor:
-        """Which clean images are classified correctly: bool (N,). Only these are worth attacking."""
-        predicted = images.predictions(self.model, self.image_set.images, device=self.device)
-        return predicted == self.image_set.labels
-
-    @cached_property
-    def budgets(self) -> tuple[float, ...]:
-        """The sweep's budgets and eps, ascending, without 0."""
-        return tuple(sorted({eps for eps in (*self.epsilons, self.eps) if eps > 0}))
-
-    @cached_property
-    def fgsm(self) -> dict[float, float]:
-        """Accuracy under FGSM at each of the budgets."""
-        predicted = evaluation.fgsm_predictions(self.model, self.image_set, self.budgets, device=self.device)
-        accuracies = (predicted == self.image_set.labels).double().mean(1)
-        return dict(zip(self.budgets, accuracies.tolist(), strict=True))
-
-    @cached_property
-    def pgd(self) -> dict[float, float]:
-        """Accuracy under PGD at each of the budgets, each from a fresh start."""
-        return {eps: self.pgd_at(eps, self.pgd_steps) for eps in self.budgets}
-
-    def pgd_at(self, eps: float, steps: int) -> float:
-        survivors = evaluation.pgd_correct(
-            self.model,
-            self.image_set.take(self.correct.nonzero().squeeze(1)),
-            eps,
-            steps=steps,
-            seed=self.seed,
-            device=self.device,
-            description=f"audit: PGD-{steps} at {eps:.3g}",
-        )
-        return float(survivors.sum()) / len(self.image_set)
-
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Float images and labels on the device."""
-        for _, x, y in images.batches(
-            self.image_set.images, self.image_set.labels, device=self.device, description="audit"
-        ):
-            yield x, y
+    @property
+    def verdict(self) -> str:
+        """pass, warn or FAIL."""
+        return "pass" if self.passed else "warn" if self.warning else "FAIL"
 
 
 def eps_zero_is_clean(subject: Subject) -> Finding:
@@ -107,7 +54,7 @@ def budget_and_range_kept(subject: Subject) -> Finding:
                 [
                     attacks.fgsm(subject.model, x, y, eps),
                     attacks.fgsm(subject.model, x, goal, eps, targeted=True),
-                    attacks.pgd(subject.model, x, y, eps, steps=1, generator=_generator(subject)),
+                    attacks.pgd(subject.model, x, y, eps, steps=1, generator=subject.generator()),
                 ]
             )
             excess = max(excess, float((attacked - x.repeat(3, 1, 1, 1)).abs().max()) - eps)
@@ -126,7 +73,7 @@ def model_untouched(subject: Subject) -> Finding:
     x, y = next(subject.batches())
     before = {key: value.clone() for key, value in subject.model.state_dict().items()}
     attacks.fgsm(subject.model, x, y, subject.eps)
-    attacks.pgd(subject.model, x, y, subject.eps, steps=2, generator=_generator(subject))
+    attacks.pgd(subject.model, x, y, subject.eps, steps=2, generator=subject.generator())
     changed = [key for key, value in subject.model.state_dict().items() if not torch.equal(value, before[key])]
     return Finding(not changed, f"{len(changed)} tensors changed by attacking", "later figures are of another model")
 
@@ -172,12 +119,9 @@ def fgsm_below_clean(subject: Subject) -> Finding:
 
 def noise_weaker_than_fgsm(subject: Subject) -> Finding:
     """Random signs of the same size leave at least FGSM's accuracy: a gradient that aims no better is masked."""
-    right = 0
-    for x, y in subject.batches():
-        with torch.no_grad():
-            noisy = attacks.sign_noise(x, subject.eps, generator=_generator(subject))
-            right += int((subject.model(noisy).argmax(1) == y).sum())
-    noise, fgsm = right / len(subject.image_set), subject.fgsm.get(subject.eps, _share(subject.correct))
+    if subject.eps == 0:
+        return Finding(True, "eps is 0: nothing to compare", "")
+    noise, fgsm = subject.noise[subject.eps], subject.fgsm[subject.eps]
     seen = f"noise leaves {noise:.3f}, FGSM {fgsm:.3f} at eps {subject.eps:.3g}"
     return Finding(noise >= fgsm - TOLERANCE, seen, "the gradient says no more than chance")
 
@@ -219,12 +163,96 @@ def pgd_unbounded_reaches_zero(subject: Subject) -> Finding:
     return Finding(left <= 0.01, f"PGD without a bound leaves {left:.3f}", "gradients are masked: no figure here holds")
 
 
+def pgd_restarts_agree(subject: Subject) -> Finding:
+    """More random starts, an image counting as broken if one breaks it, take off less than 2 points at eps."""
+    once, worst = subject.pgd_at(subject.eps, subject.pgd_steps), _share(subject.pgd_restarted)
+    seen = f"one start leaves {once:.3f}, the worst of {subject.restarts} leaves {worst:.3f}"
+    return Finding(
+        once - worst < 0.02, seen, "the loss has many hollows: raise audit.restarts, believe the lower figure"
+    )
+
+
+def undefended_is_broken(subject: Subject) -> Finding:
+    """PGD at 8/255 leaves a plainly trained model at most 1 % (Madry 2018): if not, the attack is too weak to audit."""
+    if subject.defended:
+        return Finding(True, "not asked of a model trained to withstand attacks", "")
+    left = subject.pgd_at(8 / 255, subject.pgd_steps)
+    return Finding(left <= 0.01, f"PGD at 8/255 leaves {left:.3f}", "the attack is too weak: raise audit.pgd_steps")
+
+
+def transfer_weaker_than_pgd(subject: Subject) -> Finding:
+    """Examples made on the other model break no more than PGD on this one (Athalye 2018): else gradients are masked."""
+    if subject.eps == 0:
+        return Finding(True, "eps is 0: nothing to compare", "")
+    transfer, pgd = subject.transfer[subject.eps], subject.pgd[subject.eps]
+    seen = f"examples of the other model leave {transfer:.3f}, PGD {pgd:.3f} at eps {subject.eps:.3g}"
+    return Finding(transfer >= pgd - TOLERANCE, seen, "an attack that never saw this model beats one that did")
+
+
+def square_weaker_than_pgd(subject: Subject) -> Finding:
+    """Square, which sees no gradient, breaks no more than PGD with restarts on the same images (Croce 2020)."""
+    chosen = images.first_per_class(subject.image_set.labels, subject.square_images)
+    square, pgd = _share(subject.square), _share(subject.pgd_restarted[chosen])
+    seen = f"Square leaves {square:.3f}, PGD {pgd:.3f} of {len(chosen)} images"
+    return Finding(square >= pgd - 2 * TOLERANCE, seen, "gradients are masked: queries alone do better")
+
+
+def fgsm_falls_with_eps(subject: Subject) -> Finding:
+    """FGSM accuracy does not rise by over 5 points from a budget to the next: the sign of catastrophic overfitting."""
+    accuracies = [_share(subject.correct), *(subject.fgsm[eps] for eps in subject.budgets)]
+    rise = max(after - before for before, after in pairwise(accuracies))
+    seen = f"largest rise between budgets {max(0.0, rise):.3f}"
+    return Finding(rise <= 0.05, seen, "the model has overfitted to the one step (Wong 2020)")
+
+
+def fgsm_close_to_worst_case(subject: Subject) -> Finding:
+    """Up to eps, smaller budgets break at most 2 points more than each one by itself: else one step overshoots."""
+    budgets = [eps for eps in subject.budgets if eps <= subject.eps]
+    gap = max((subject.fgsm[eps] - subject.fgsm_worst[eps] for eps in budgets), default=0.0)
+    seen = f"the worst case over smaller budgets is up to {gap:.3f} lower"
+    return Finding(gap <= 2 * TOLERANCE, seen, "the loss bends within the budget: read the worst case", warning=True)
+
+
+def gradients_agree_nearby(subject: Subject) -> Finding:
+    """Gradients at an image and at random noise of size eps from it point one way: mean cosine of at least 0.3.
+
+    GradAlign (Andriushchenko and Flammarion 2020, figure 3): above that while one-step training is sound, near 0 once
+    it has overfitted.
+    """
+    generator = subject.generator()
+    cosines = [
+        probes.gradient_alignment(subject.model, x, y, subject.eps, generator=generator) for x, y in subject.batches()
+    ]
+    mean = float(torch.cat(cosines).double().mean())
+    seen = f"mean cosine {mean:.3f} within eps {subject.eps:.3g}"
+    return Finding(mean >= 0.3, seen, "the loss is far from linear: one step says little", warning=True)
+
+
+def softmax_not_saturated(subject: Subject) -> Finding:
+    """At most 1 % of images have a softmax of exactly 1 in float32, whose loss of 0 has lost its gradient."""
+    saturated = 0
+    with torch.no_grad():
+        for x, _ in subject.batches():
+            saturated += int((subject.model(x).float().softmax(1).amax(1) == 1).sum())
+    share = saturated / len(subject.image_set)
+    return Finding(share <= 0.01, f"{share:.1%} of images have a softmax of 1", "attack the logits' margin instead")
+
+
+def target_is_hit(subject: Subject) -> Finding:
+    """At some budget targeted FGSM sends more images to the target than are taken for it anyway."""
+    labels = subject.image_set.labels
+    others = labels != subject.target
+    predicted = evaluation.fgsm_predictions(
+        subject.model, subject.image_set, [0.0, *subject.budgets], target=subject.target, device=subject.device
+    )
+    clean, *hits = (predicted[:, others] == subject.target).double().mean(1).tolist()
+    best = max(hits, default=clean)
+    seen = f"taken for the target: {clean:.3f} clean, {best:.3f} at the best budget"
+    return Finding(best > clean, seen, "the targeted step misses: look at its sign")
+
+
 def _share(mask: Tensor) -> float:
     return float(mask.double().mean())
-
-
-def _generator(subject: Subject) -> torch.Generator:
-    return torch.Generator(subject.device).manual_seed(subject.seed)
 
 
 @torch.no_grad()
@@ -249,14 +277,23 @@ CHECKS: dict[str, Callable[[Subject], Finding]] = {
         model_untouched,
         forward_repeats,
         gradients_not_zero,
+        softmax_not_saturated,
         fgsm_raises_loss,
         targeted_lowers_loss,
+        target_is_hit,
         fgsm_below_clean,
+        fgsm_falls_with_eps,
+        fgsm_close_to_worst_case,
+        gradients_agree_nearby,
         noise_weaker_than_fgsm,
         pgd_at_most_fgsm,
         fgsm_close_to_pgd,
         pgd_falls_with_eps,
         pgd_converged,
+        pgd_restarts_agree,
         pgd_unbounded_reaches_zero,
+        undefended_is_broken,
+        transfer_weaker_than_pgd,
+        square_weaker_than_pgd,
     )
 }

@@ -149,3 +149,24 @@ def _draw_row(
         axes.set_title(classes[label], fontsize=8, pad=2)
         colour = HIT if guess == target else RIGHT if guess == label else WRONG
         axes.set_xlabel(classes[guess], fontsize=8, labelpad=2, color=colour, fontweight="bold")
+
+
+def loss_surfaces(surfaces: Mapping[str, Tensor], reaches: Sequence[float]) -> Figure:
+    """Each model's mean loss (k, k) over FGSM's direction (rows, upwards) and a random one, both at `reaches` (k,).
+
+    A sound model's lines of equal loss lie flat and evenly spaced: only FGSM's direction matters, and linearly.
+    """
+    figure = Figure(figsize=(4.6 * len(surfaces), 3.8), dpi=DPI, layout="constrained")
+    for axes, (name, surface) in zip(
+        figure.subplots(1, len(surfaces), squeeze=False)[0], surfaces.items(), strict=True
+    ):
+        colours = axes.pcolormesh(reaches, reaches, surface.numpy(), cmap="viridis", shading="nearest")
+        if float(surface.max()) > float(surface.min()):
+            axes.contour(reaches, reaches, surface.numpy(), levels=9, colors="white", linewidths=0.7)
+        axes.plot([0], [0], marker="+", color="white")
+        axes.set_title(f"{name}: mean loss round an image", fontsize=9)
+        axes.set_xlabel("along random signs (eps)", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.set_ylabel("along FGSM's direction (eps)", fontsize=8)
+        figure.colorbar(colours, ax=axes).ax.tick_params(labelsize=7)
+    return figure

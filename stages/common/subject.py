@@ -1,0 +1,159 @@
+"""A model under audit: what it is attacked with, and every accuracy that several checks share, measured once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from stages.common import attacks, blackbox, evaluation, images, probes
+from stages.common.images import ImageSet
+from stages.common.models import Classifier
+
+TRANSFER_STEPS = 10  # an example for another model need not be the best one for its own
+SEARCH_STEPS = 10  # of PGD at each budget tried while an image's smallest one is searched
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and what it is audited with. Accuracies are of `image_set`, in [0, 1].
+
+    `other` is the model whose adversarial examples are tried on this one; `defended` tells whether this one was trained
+    to withstand attacks.
+    """
+
+    model: Classifier
+    other: Classifier
+    defended: bool
+    image_set: ImageSet
+    target: int
+    eps: float
+    epsilons: tuple[float, ...]
+    pgd_steps: int
+    restarts: int
+    square_images: int
+    square_queries: int
+    seed: int
+    device: torch.device
+
+    @cached_property
+    def correct(self) -> Tensor:
+        """Which clean images are classified correctly: bool (N,). Only these are worth attacking."""
+        predicted = images.predictions(self.model, self.image_set.images, device=self.device)
+        return predicted == self.image_set.labels
+
+    @cached_property
+    def budgets(self) -> tuple[float, ...]:
+        """The sweep's budgets and eps, ascending, without 0."""
+        return tuple(sorted({eps for eps in (*self.epsilons, self.eps) if eps > 0}))
+
+    @cached_property
+    def fgsm_survivors(self) -> Tensor:
+        """Which images FGSM leaves correct at each of the budgets: bool (len(budgets), N)."""
+        predicted = evaluation.fgsm_predictions(self.model, self.image_set, self.budgets, device=self.device)
+        return predicted == self.image_set.labels
+
+    @cached_property
+    def fgsm(self) -> dict[float, float]:
+        """Accuracy under FGSM at each of the budgets."""
+        return self._by_budget(self.fgsm_survivors)
+
+    @cached_property
+    def fgsm_worst(self) -> dict[float, float]:
+        """Accuracy under FGSM at each of the budgets and every smaller one, image by image."""
+        return self._by_budget(attacks.worst_case(self.fgsm_survivors) & self.correct)
+
+    @cached_property
+    def pgd(self) -> dict[float, float]:
+        """Accuracy under PGD at each of the budgets, each from a fresh start."""
+        return {eps: self.pgd_at(eps, self.pgd_steps) for eps in self.budgets}
+
+    def pgd_at(self, eps: float, steps: int) -> float:
+        """Accuracy under PGD from one start."""
+        return float(self.pgd_survivors(eps, steps, self.seed, self.correct).double().mean())
+
+    def pgd_survivors(self, eps: float, steps: int, seed: int, among: Tensor) -> Tensor:
+        """Which of the images `among`, bool (N,), PGD leaves correct: bool (N,). The others are not attacked."""
+        alive = among.clone()
+        chosen = alive.nonzero().squeeze(1)
+        alive[chosen] = evaluation.pgd_correct(
+            self.model,
+            self.image_set.take(chosen),
+            eps,
+            steps=steps,
+            seed=seed,
+            device=self.device,
+            description=f"audit: PGD-{steps} at {eps:.3g}",
+        )
+        return alive
+
+    @cached_property
+    def pgd_restarted(self) -> Tensor:
+        """Which images survive PGD at eps from every one of the starts, the strongest attack here: bool (N,)."""
+        alive = self.correct
+        for restart in range(self.restarts):
+            alive = self.pgd_survivors(self.eps, self.pgd_steps, self.seed + restart, alive)
+        return alive
+
+    @cached_property
+    def transfer(self) -> dict[float, float]:
+        """Accuracy under PGD examples of the other model, at each of the budgets."""
+        survivors = torch.zeros(len(self.budgets), len(self.image_set), dtype=torch.bool)
+        generator = self.generator()
+        for part, x, y in self._batches(self.image_set):
+            for row, eps in enumerate(self.budgets):
+                attacked = attacks.pgd(self.other, x, y, eps, steps=TRANSFER_STEPS, generator=generator)
+                survivors[row, part] = self.survive(attacked, y)
+        return self._by_budget(survivors)
+
+    @cached_property
+    def noise(self) -> dict[float, float]:
+        """Accuracy under random signs of the size of each of the budgets."""
+        survivors = torch.zeros(len(self.budgets), len(self.image_set), dtype=torch.bool)
+        generator = self.generator()
+        for part, x, y in self._batches(self.image_set):
+            for row, eps in enumerate(self.budgets):
+                survivors[row, part] = self.survive(attacks.sign_noise(x, eps, generator=generator), y)
+        return self._by_budget(survivors)
+
+    @cached_property
+    def square(self) -> Tensor:
+        """Which of the first `square_images` images survive Square at eps: bool (n,)."""
+        chosen = images.first_per_class(self.image_set.labels, self.square_images)
+        alive = torch.zeros(len(chosen), dtype=torch.bool)
+        generator = self.generator()
+        for part, x, y in self._batches(self.image_set.take(chosen)):
+            attacked = blackbox.square(self.model, x, y, self.eps, queries=self.square_queries, generator=generator)
+            alive[part] = self.survive(attacked, y)
+        return alive
+
+    @cached_property
+    def smallest_eps(self) -> dict[str, Tensor]:
+        """The smallest budgets found that change each prediction, under FGSM and PGD: float (N,), see `probes`."""
+        generator, found = self.generator(), {"fgsm": [], "pgd": []}
+        for _, x, y in self._batches(self.image_set):
+            found["fgsm"].append(probes.smallest_fgsm_eps(self.model, x, y).cpu())
+            by_pgd = probes.smallest_pgd_eps(self.model, x, y, steps=SEARCH_STEPS, generator=generator)
+            found["pgd"].append(by_pgd.cpu())
+        return {attack: torch.cat(parts) for attack, parts in found.items()}
+
+    @torch.no_grad()
+    def survive(self, attacked: Tensor, labels: Tensor) -> Tensor:
+        """Which of these images the model classifies correctly: bool (N,) on the CPU."""
+        return (self.model(attacked.contiguous(memory_format=torch.channels_last)).argmax(1) == labels).cpu()
+
+    def generator(self) -> torch.Generator:
+        """A fresh source of randomness on the device: equal seeds, equal audits."""
+        return torch.Generator(self.device).manual_seed(self.seed)
+
+    def _by_budget(self, survivors: Tensor) -> dict[float, float]:
+        return dict(zip(self.budgets, survivors.double().mean(1).tolist(), strict=True))
+
+    def _batches(self, image_set: ImageSet) -> Iterator[tuple]:
+        return images.batches(image_set.images, image_set.labels, device=self.device, description="audit")
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Float images and labels on the device."""
+        for _, x, y in self._batches(self.image_set):
+            yield x, y
