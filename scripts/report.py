@@ -19,7 +19,7 @@ import pandas as pd
 import vl_convert
 import yaml
 
-from scripts import picture, summary
+from scripts import picture, summary, verdicts
 from stages.common import artifacts
 
 OUT = Path("build/report.html")
@@ -48,15 +48,15 @@ def _cell(figures: dict, before: dict | None, key: str) -> str:
     return f'{shown} <span class="delta">{difference:+.3f}</span>'
 
 
-def audit(verdicts: pd.DataFrame) -> str:
-    """Each check's verdict on both models, with what it saw; `verdicts` is plots/audit_verdicts.csv."""
+def audit(found: pd.DataFrame) -> str:
+    """Each check's verdict on both models, with what it saw; `found` is plots/audit_verdicts.csv."""
     rows = []
-    for check, found in verdicts.groupby("check", sort=False):
+    for check, both in found.groupby("check", sort=False):
         cells = [
             f'<td class="{verdict.lower()}" title="{html.escape(seen)}">{verdict}</td>'
-            for verdict, seen in found.set_index("model").loc[list(MODELS), ["verdict", "seen"]].itertuples(index=False)
+            for verdict, seen in both.set_index("model").loc[list(MODELS), ["verdict", "seen"]].itertuples(index=False)
         ]
-        unsound = found[found.verdict != "pass"]
+        unsound = both[both.verdict != "pass"]
         said = "<br>".join(html.escape(f"{row.model}: {row.seen}: {row.meaning}") for row in unsound.itertuples())
         name = html.escape(check.replace("_", " "))
         rows.append(f'<tr><th>{name}</th>{"".join(cells)}<td class="said">{said}</td></tr>')
@@ -102,7 +102,7 @@ def page(revision: str | None) -> str:
         eps=html.escape(str(params["eps"])),
         compared=f", compared with <b>{html.escape(revision)}</b>" if revision else "",
         headline=headline(now, before),
-        audit=audit(pd.read_csv(artifacts.PLOTS / "audit_verdicts.csv", keep_default_na=False)),
+        audit=audit(verdicts.read()),
         pictures=pictures(artifacts.IMAGES),
         params=html.escape(Path("params.yaml").read_text(encoding="utf-8")),
         environment=environment(),

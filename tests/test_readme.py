@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts import summary
+from scripts import summary, verdicts
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -16,6 +16,13 @@ def test_the_table_is_what_the_command_prints(monkeypatch):
     monkeypatch.chdir(ROOT)
     shown = re.search(r"<!-- figures: python -m scripts.summary -->\n(.*?)\n<!-- /figures -->", README, re.S)
     assert shown and shown[1].strip() == summary.table(summary.read(None))
+
+
+def test_the_verdicts_are_what_the_command_prints(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs/audit.md").read_text()
+    shown = re.search(r"<!-- verdicts: python -m scripts.verdicts -->\n(.*?)\n<!-- /verdicts -->", page, re.S)
+    assert shown and shown[1].strip() == verdicts.table(verdicts.read())
 
 
 def test_links_lead_somewhere():
