@@ -1,0 +1,67 @@
+"""FGSM over several budgets: ours, from one gradient, against the loops of torchattacks and foolbox."""
+
+import argparse
+import sys
+import types
+
+import torch
+
+from benchmarks import common
+from stages.common import attacks, evaluation, images, params
+from stages.common.errors import run
+
+# torchvision's compiled operators do not load beside every build of CPU torch, and nothing here calls them.
+sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
+
+
+def measure(quick: bool) -> dict[str, dict[str, float]]:
+    """For each peer: our seconds, its seconds, the ratio and the share of equal predictions."""
+    import foolbox
+    import torchattacks
+
+    epsilons = list(params.load().fgsm_sweep.epsilons)
+    if quick:
+        model, x, y = common.digits(64)
+    else:
+        test = images.read("test")
+        model = evaluation.load_both(test)["robust"]
+        chosen = test.take(images.first_per_class(test.labels, 1000))
+        x, y = images.to_float(chosen.images), chosen.labels
+
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+
+    def predict(attacked: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return model(attacked).argmax(1)
+
+    sides = {
+        "ours": lambda: attacks.fgsm_sweep(model, x, y, epsilons),
+        "torchattacks": lambda: torch.stack([predict(torchattacks.FGSM(model, eps=e)(x, y)) for e in epsilons]),
+        "foolbox": lambda: torch.stack(
+            [predict(foolbox.attacks.LinfFastGradientAttack()(wrapped, x, y, epsilons=e)[1]) for e in epsilons]
+        ),
+    }
+    predicted = {name: call() for name, call in sides.items()}  # also warms every side up
+    seconds = common.alternate(sides, 3 if quick else 5)
+    return {
+        peer: {
+            "ours_s": seconds["ours"],
+            "peer_s": seconds[peer],
+            "ratio": seconds[peer] / seconds["ours"],
+            "equal": float((predicted[peer] == predicted["ours"]).double().mean()),
+        }
+        for peer in ("torchattacks", "foolbox")
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few embedded digits instead of CIFAR-10")
+    quick = parser.parse_args().quick
+    print(common.machine())
+    for peer, row in measure(quick).items():
+        print(f"FGSM sweep against {peer}: {row['ratio']:.2f} times, {row['equal']:.4f} equal predictions")
+
+
+if __name__ == "__main__":
+    run(main)
