@@ -1,14 +1,20 @@
 """What the benchmarks share: timing two sides in turn, the machine, embedded images for --quick."""
 
+import os
 import platform
 import statistics
+import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+
+# torchvision's compiled operators do not load beside every build of CPU torch, and nothing here calls them.
+sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
 
 
 def alternate(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -23,11 +29,11 @@ def alternate(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str,
 
 
 def machine() -> str:
-    """CPU model, threads and torch version, in one line."""
+    """CPU model, cores, threads and torch version, in one line."""
     cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if info.exists():
         cpu = next((line.split(": ")[1] for line in info.read_text().splitlines() if "model name" in line), cpu)
-    return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def digits(count: int) -> tuple[nn.Module, Tensor, Tensor]:

@@ -1,8 +1,6 @@
 """FGSM over several budgets: ours, from one gradient, against the loops of torchattacks and foolbox."""
 
 import argparse
-import sys
-import types
 
 import torch
 
@@ -10,22 +8,20 @@ from benchmarks import common
 from stages.common import attacks, evaluation, images, params
 from stages.common.errors import run
 
-# torchvision's compiled operators do not load beside every build of CPU torch, and nothing here calls them.
-sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
-
 
 def measure(quick: bool) -> dict[str, dict[str, float]]:
     """For each peer: our seconds, its seconds, the ratio and the share of equal predictions."""
     import foolbox
     import torchattacks
 
+    images.device("cpu")  # all sides with the allocator as the stages set it
     epsilons = list(params.load().fgsm_sweep.epsilons)
     if quick:
         model, x, y = common.digits(64)
     else:
         test = images.read("test")
         model = evaluation.load_both(test)["robust"]
-        chosen = test.take(images.first_per_class(test.labels, 1000))
+        chosen = test.take(images.first_per_class(test.labels, images.BATCH_SIZE))
         x, y = images.to_float(chosen.images), chosen.labels
 
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
