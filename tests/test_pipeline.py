@@ -187,7 +187,8 @@ def test_every_plot_is_drawn(clone, monkeypatch):
     assert tables | {"FGSM against PGD", "Targeted accuracy"} == set(drawn)
     for name, spec in drawn.items():
         svg = picture.vl_convert.vegalite_to_svg(spec)
-        assert re.search(r'class="mark-(line|area)[^>]*>.*?<path[^>]* d="M[^"]{20,}', svg, re.S), f"{name} is empty"
+        drawing = r'class="mark-(line|area|rect)[^>]*>.*?<path[^>]* d="M[^"]{10,}'
+        assert re.search(drawing, svg, re.S), f"{name} is empty"
         assert "NaN" not in svg and "undefined" not in svg, name
     figures = summary.table(summary.read(None))
     assert len(figures.splitlines()) == len(summary.ROWS) + 2
