@@ -41,7 +41,7 @@ report: setup    ## build/report.html, one page of everything, compared with REV
 seeds: setup     ## mean and interval of every figure over N seeds (make seeds N=3), by DVC's own experiments
 	python -m scripts.seeds $(or $(N),3)
 
-bench: setup     ## speed beside peers in the same run, on the prepared CIFAR-10: three minutes on a quiet machine
+bench: setup     ## speed beside peers in the same run, on the prepared CIFAR-10: four minutes on a quiet machine
 	python -m benchmarks.sweep
 	python -m benchmarks.training
 
