@@ -9,6 +9,8 @@ Out: metrics/audit.json (1 or 0 for each check, how many passed, warned and fail
 A failed check does not stop the run unless audit.strict is true: it says which figure not to believe, and why.
 """
 
+import sys
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from stages.common import artifacts, checks, errors, evaluation, figures, images
 from stages.common.subject import Subject
 
 VERDICTS = {"pass": "passed", "warn": "warned", "FAIL": "failed"}
+STYLES = {"pass": "green", "warn": "yellow", "FAIL": "bold red"}
+WIDTH = max(map(len, checks.CHECKS))
 SURFACE = np.linspace(-1, 1, 17)  # of eps, in both directions
 
 
@@ -66,15 +70,15 @@ def main() -> None:
     )
     if knobs.audit.strict and sum(failed.values()):
         raise errors.UserError(f"audit: {summary}; audit.strict is true, so this run fails")
-    print(f"audit: {summary}")
+    print(f"audit: {summary}\nnext: dvc metrics diff, dvc plots show, make report")
 
 
 def row(model: str, check: str, subject: Subject) -> dict[str, str]:
     """Make one check and print its line."""
     finding = checks.CHECKS[check](subject)
     meaning = "" if finding.passed else finding.otherwise
-    width = max(map(len, checks.CHECKS))
-    print(f"  {finding.verdict}  {check:<{width}}  {finding.seen}{meaning and ': '}{meaning}", flush=True)
+    verdict = errors.paint(finding.verdict, STYLES[finding.verdict], sys.stdout)
+    print(f"  {verdict}  {check:<{WIDTH}}  {finding.seen}{meaning and ': '}{meaning}", flush=True)
     return {"model": model, "check": check, "verdict": finding.verdict, "seen": finding.seen, "meaning": meaning}
 
 

@@ -1,8 +1,8 @@
-"""Read the data set of params.yaml and split it: train, val and test to learn and be judged on, ood never to be learnt.
+"""Read the data set of params.yaml and split it: train, val and test to learn; ood and extra, never to be learnt.
 
 Reads data/raw (or the folder that CIFAR_ROOT names), a user's own folders, or nothing at all for the digits. Writes
-data/prepared/{train,val,test,ood}.npz, each with images uint8 (N, C, H, W), labels int64 (N,) and classes (names that
-the labels index), and metrics/data.json. If one of them cannot be written, none is left.
+data/prepared/{train,val,test,ood,extra}.npz, each with images uint8 (N, C, H, W), labels int64 (N,) and classes (names
+that the labels index), and metrics/data.json. If one of them cannot be written, none is left.
 """
 
 from pathlib import Path
@@ -40,6 +40,7 @@ def describe(dataset: str, splits: dict[str, datasets.Split]) -> dict:
         "dataset": dataset,
         "classes": splits["train"].classes,
         "ood_classes": splits["ood"].classes,
+        "extra_sets": sorted({name.split("/")[0] for name in splits["extra"].classes}),
         "image_shape": splits["train"].images.shape[1:],
         "sizes": {name: len(split) for name, split in splits.items()},
         "fingerprint": datasets.fingerprint(*splits.values()),

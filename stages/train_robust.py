@@ -37,7 +37,9 @@ def main() -> None:
         pgd_steps=robust.pgd_steps,
         validation_images=robust.validation_images,
     )
-    recipe = training.recipe(knobs, epochs=knobs.data.training.epochs_robust, label_smoothing=robust.label_smoothing)
+    recipe = training.recipe(
+        knobs, epochs=knobs.data.training.epochs_robust, label_smoothing=robust.label_smoothing, device=device
+    )
     model, options = training.new_model(knobs, sets["train"])
     result = training.train(
         model,
@@ -47,6 +49,7 @@ def main() -> None:
         adversary=adversary,
         device=device,
         resume_from=Path("data/resume/robust.pt"),
+        log=lambda rows: artifacts.write_table(artifacts.PLOTS / "training_robust.csv", rows),  # to watch while it runs
         name="robust",
     )
 
@@ -62,7 +65,6 @@ def main() -> None:
         "collapsed_epochs": sum(row["collapsed"] for row in result.rows),
     }
     checkpoint = models.checkpoint(model, name=knobs.model.name, options=options)
-    artifacts.write_table(artifacts.PLOTS / "training_robust.csv", result.rows)
     artifacts.write_metrics(artifacts.METRICS / "train_robust.json", metrics)
     artifacts.write_checkpoint(artifacts.CHECKPOINTS / "robust.pt", checkpoint)
     print(f"robust: test accuracy {accuracy['test']:.4f}; {worth(metrics, knobs.eps, 1 / len(model.classes))}")

@@ -15,7 +15,7 @@ def main() -> None:
     sets = {name: images.read(name) for name in ("train", "val", "test")}
 
     recipe = training.recipe(
-        knobs, epochs=knobs.data.training.epochs_standard, label_smoothing=knobs.training.label_smoothing
+        knobs, epochs=knobs.data.training.epochs_standard, label_smoothing=knobs.training.label_smoothing, device=device
     )
     model, options = training.new_model(knobs, sets["train"])
     result = training.train(
@@ -25,12 +25,14 @@ def main() -> None:
         recipe,
         device=device,
         resume_from=Path("data/resume/standard.pt"),
+        log=lambda rows: artifacts.write_table(
+            artifacts.PLOTS / "training_standard.csv", rows
+        ),  # to watch while it runs
         name="standard",
     )
 
     accuracy = {name: evaluation.accuracy(model, image_set, device=device) for name, image_set in sets.items()}
     checkpoint = models.checkpoint(model, name=knobs.model.name, options=options)
-    artifacts.write_table(artifacts.PLOTS / "training_standard.csv", result.rows)
     artifacts.write_metrics(artifacts.METRICS / "train_standard.json", {"accuracy": accuracy, "epoch": result.epoch})
     artifacts.write_checkpoint(artifacts.CHECKPOINTS / "standard.pt", checkpoint)
     print(f"standard: test accuracy {accuracy['test']:.4f}")

@@ -4,21 +4,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 from stages.common import attacks, checks, images, models, training
-from stages.common.images import ImageSet
 from stages.common.subject import Subject
 
 EPS = 0.1
-
-
-@pytest.fixture(scope="module")
-def digits():
-    source = load_digits()
-    pixels = torch.from_numpy((source.images * 255 / 16).round().astype("uint8")).unsqueeze(1)
-    return ImageSet(pixels, torch.from_numpy(source.target).long(), list("0123456789"))
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +18,7 @@ def sound(digits, tmp_path_factory):
     torch.manual_seed(0)
     model = models.build("whitened_cnn", channels=1, classes=digits.classes, widths=[16, 16])
     model.adapt(images.to_float(digits.images))
-    recipe = training.Recipe(8, 64, 0.4, 0.85, 1e-3, 0.2, 0.1, False, 1, None, 0)
+    recipe = training.Recipe(8, 64, 0.4, 0.85, 1e-3, 0.2, 0.1, False, 1, None, False, False, 0)
     adversary = training.Adversary(EPS, EPS, "n-fgsm", 1.0, 2.0, 0.5, 0.3, 3, 50)
     train, val = digits.take(torch.arange(1400)), digits.take(torch.arange(1400, 1600))
     work = tmp_path_factory.mktemp("work") / "work.pt"
@@ -230,7 +221,7 @@ def test_the_studys_own_training_is_flagged(digits, tmp_path):
     torch.manual_seed(0)
     model = models.build("whitened_cnn", channels=1, classes=digits.classes, widths=[16, 16])
     model.adapt(images.to_float(digits.images))
-    recipe = training.Recipe(10, 64, 0.4, 0.85, 0.0, 0.2, 0.0, False, 1, None, 0)
+    recipe = training.Recipe(10, 64, 0.4, 0.85, 0.0, 0.2, 0.0, False, 1, None, False, False, 0)
     adversary = training.Adversary(0.3, 0.3, "fgsm", 1.0, 0.0, 0.0, 0.999, 3, 50)
     train, val = digits.take(torch.arange(1400)), digits.take(torch.arange(1400, 1600))
     training.train(model, train, val, recipe, adversary=adversary, resume_from=tmp_path / "w", name="plain FGSM")

@@ -23,6 +23,7 @@ from PIL import Image
 from stages import prepare
 from stages.common import artifacts, datasets, labels, params
 from stages.common.errors import UserError
+from stages.common.images import by_prefix, read
 
 PARAMS = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
 OOD = ["clock", "bottle"]
@@ -44,7 +45,7 @@ def place(tmp_path, monkeypatch):
 
 def choose(dataset, *, seed=0, target=None, **knobs):
     content = json.loads(json.dumps(PARAMS)) | {"dataset": dataset, "seed": seed}
-    content["datasets"][dataset]["prepare"] |= knobs
+    content["datasets"][dataset]["prepare"] |= {"extra_sets": []} | knobs
     if target:
         content["datasets"][dataset]["target"] = target
     Path("params.yaml").write_text(yaml.safe_dump(content))
@@ -180,7 +181,7 @@ def test_every_source_of_the_same_images_gives_the_same_bytes(place, monkeypatch
     metrics = json.loads(expected["data.json"])
     assert metrics["classes"] == list(labels.CIFAR10)
     assert metrics["ood_classes"] == sorted(OOD)
-    assert metrics["sizes"] == {"train": 50, "val": 10, "test": 20, "ood": 12}
+    assert metrics["sizes"] == {"train": 50, "val": 10, "test": 20, "ood": 12, "extra": 0}
     assert metrics["image_shape"] == [3, 32, 32]
 
 
@@ -467,7 +468,7 @@ def test_folder_of_any_size_and_mode(own, layout):
     Path("own/.DS_Store").touch()
     splits = datasets.load(params.load())
     tested = 12 if layout == "train and test" else 4
-    sizes = {"train": 10 if tested == 12 else 6, "val": 2, "test": tested, "ood": 12}
+    sizes = {"train": 10 if tested == 12 else 6, "val": 2, "test": tested, "ood": 12, "extra": 0}
     assert {name: len(split) for name, split in splits.items()} == sizes
     assert all(split.images.shape[1:] == (3, 16, 16) for split in splits.values())
     assert splits["train"].classes == ("cat", "dog") and splits["ood"].classes == ("cup", "pen")
@@ -505,3 +506,57 @@ def test_folder_faults_in_files(own):
     refused("own", "dog", "two")
     Path("own/test").mkdir()
     refused("test/", "train/")
+
+
+# More OOD sets
+
+
+def test_extra_sets_stand_in_one_file_with_names_that_tell_them_apart(place):
+    """Near, far and a user's own, for one classifier: each class is named <set>/<class>."""
+    sets = cifar_images()
+    rng = np.random.default_rng(1)
+    for name in set(labels.CIFAR100) - set(OOD):
+        for i in range(COUNTS["test"]):
+            sets["cifar100"]["test", name, f"{i}.png"] = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    write_zips(sets)
+    write_class("mine/more/mug", 90)
+    choose("cifar10", ood_classes=OOD, extra_sets=[])
+    plain = outcome()
+    choose("cifar10", ood_classes=OOD, extra_sets=["cifar100", "digits", "noise", "mine/more"])
+    whole = outcome()
+    assert all(whole[f"{name}.npz"] == plain[f"{name}.npz"] for name in ("train", "val", "test", "ood"))
+
+    split = datasets.load(params.load())["extra"]
+    assert split.images.shape[1:] == (3, 32, 32) and split.images.dtype == np.uint8
+    counts = dict(zip(split.classes, np.bincount(split.labels).tolist(), strict=True))
+    assert {name: counts[name] for name in ("cifar100/bus", "digits/0", "noise/plain", "more/mug")} == {
+        "cifar100/bus": 2,
+        "digits/0": 178,
+        "noise/plain": datasets.NOISE_IMAGES,
+        "more/mug": 6,
+    }
+    assert len(counts) == 100 + 10 + 3 + 1
+    parts = by_prefix(read("extra"))
+    assert {name: len(part) for name, part in parts.items()} == {
+        "cifar100": 200,
+        "digits": 1797,
+        "more": 6,
+        "noise": 3 * datasets.NOISE_IMAGES,
+    }
+    for name, part in parts.items():
+        whole_names = [f"{name}/{part.classes[label]}" for label in part.labels]
+        mask = np.array([split.classes[label].startswith(f"{name}/") for label in split.labels])
+        assert whole_names == [split.classes[label] for label in split.labels[mask]]
+        assert np.array_equal(part.images.numpy(), split.images[mask])
+
+
+def test_extra_sets_that_are_not_there_or_not_apart(place):
+    write_zips()
+    choose("cifar10", ood_classes=OOD, extra_sets=["cifar100"])
+    refused("cifar100", "test images instead of", "extra_sets")
+    choose("cifar10", ood_classes=OOD, extra_sets=["absent"])
+    refused("absent is not a folder", "extra_sets", "noise")
+    choose("digits", extra_sets=["digits"])
+    refused("datasets.digits.prepare.extra_sets = 'digits'", "not beside digits")
+    choose("digits", extra_sets=["noise", "my/noise"])
+    refused("a name of its own")

@@ -231,3 +231,35 @@ def test_faulty_scores_are_named(inside, outside, message):
 def test_paired_test_needs_the_same_images():
     with pytest.raises(ValueError, match="same images"):
         detection.delong_test([1, 2], [0], [1], [0])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_balanced_figures_are_those_of_sets_of_equal_size(case):
+    """Weights do what repeating each image as often as the other set is large would do."""
+    inside, outside = (np.asarray(side, dtype=np.float64) for side in CASES[case])
+    many = np.repeat(inside, len(outside)), np.repeat(outside, len(inside))
+    figures, repeated = detection.balanced(inside, outside), detection.evaluate(*many)
+    assert figures["ap_id_balanced"] == pytest.approx(repeated["ap_id"], abs=1e-9)
+    assert figures["ap_ood_balanced"] == pytest.approx(repeated["ap_ood"], abs=1e-9)
+    thresholds = np.unique(np.r_[inside, outside, np.inf])
+    accuracies = [((inside >= t).mean() + (outside < t).mean()) / 2 for t in thresholds]
+    assert figures["detection_accuracy"] == pytest.approx(max(accuracies), abs=1e-12)
+    assert detection.auroc(inside, outside) == detection.evaluate(inside, outside)["auroc"]
+
+
+@given(val=tied_scores, inside=tied_scores, outside=tied_scores, accept=st.sampled_from([0.05, 0.5, 0.95, 1.0]))
+def test_a_threshold_accepts_its_share_of_the_set_that_made_it(val, inside, outside, accept):
+    rates = detection.at_threshold(val, inside, outside, accept=accept)
+    own = detection.at_threshold(val, val, outside, accept=accept)
+    assert own["id_accepted"] >= accept - 1e-12
+    higher = [t for t in set(val) if (np.array(val) >= t).mean() >= accept]
+    assert rates == {
+        "id_accepted": float((np.array(inside) >= max(higher)).mean()),
+        "ood_accepted": float((np.array(outside) >= max(higher)).mean()),
+    }
+
+
+def test_a_threshold_set_on_the_test_images_gives_fpr95():
+    inside, outside = gaussians()
+    rates = detection.at_threshold(inside, inside, outside, accept=0.95)
+    assert rates["ood_accepted"] == detection.evaluate(inside, outside)["fpr95"]

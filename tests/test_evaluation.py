@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from stages.common import artifacts, attacks, evaluation, images, models, training
 from stages.common.errors import UserError
@@ -13,19 +12,12 @@ TARGET = 3
 
 
 @pytest.fixture(scope="module")
-def digits():
-    source = load_digits()
-    pixels = torch.from_numpy((source.images * 255 / 16).round().astype("uint8")).unsqueeze(1)
-    return ImageSet(pixels, torch.from_numpy(source.target).long(), list("0123456789"))
-
-
-@pytest.fixture(scope="module")
 def model(digits, tmp_path_factory):
     """A classifier of digits that is neither perfect nor robust: every measure has something to count."""
     torch.manual_seed(0)
     model = models.build("whitened_cnn", channels=1, classes=digits.classes, widths=[16, 16])
     model.adapt(images.to_float(digits.images))
-    recipe = training.Recipe(4, 64, 0.4, 0.85, 1e-3, 0.2, 0.1, False, 1, None, 0)
+    recipe = training.Recipe(4, 64, 0.4, 0.85, 1e-3, 0.2, 0.1, False, 1, None, False, False, 0)
     train, val = digits.take(torch.arange(1400)), digits.take(torch.arange(1400, 1600))
     training.train(model, train, val, recipe, resume_from=tmp_path_factory.mktemp("work") / "work.pt", name="test")
     return model

@@ -164,7 +164,14 @@ def test_eps_leaves_prepare_and_train_standard_alone_and_comes_back_from_the_cac
     before = {name: (clone / name).read_bytes() for name in ("dvc.lock", "metrics/fgsm.json", "plots/fgsm_sweep.csv")}
     text = (clone / "params.yaml").read_text()
     (clone / "params.yaml").write_text(text.replace("eps: 8/255", "eps: 0.2"))
-    assert ran(call(clone, "dvc", "repro")) == {"train_robust", "fgsm_sweep", "targeted_sweep", "ood_eval", "audit"}
+    assert ran(call(clone, "dvc", "repro")) == {
+        "train_robust",
+        "fgsm_sweep",
+        "targeted_sweep",
+        "ood_eval",
+        "ood_attack",
+        "audit",
+    }
     assert (clone / "metrics/fgsm.json").read_bytes() != before["metrics/fgsm.json"]
     (clone / "params.yaml").write_text(text)
     assert ran(call(clone, "dvc", "repro")) == set()
@@ -176,7 +183,7 @@ def test_a_score_parameter_reruns_only_what_reads_it(clone):
     (clone / "params.yaml").write_text(text.replace("temperature: 0.5", "temperature: 0.7"))
     changed = json.loads(call(clone, "dvc", "status", "--json").stdout)
     (clone / "params.yaml").write_text(text)
-    assert set(changed) == {"ood_eval"}
+    assert set(changed) == {"ood_eval", "ood_attack"}
 
 
 def test_every_plot_is_drawn(clone, monkeypatch):

@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
-from stages.common import artifacts, evaluation, images, models, training
+from stages.common import artifacts, attacks, evaluation, images, models, training
 from stages.common.errors import UserError
-from stages.common.images import ImageSet
 
 RECIPE = training.Recipe(
     epochs=4,
@@ -22,6 +20,8 @@ RECIPE = training.Recipe(
     flip=False,
     translate=1,
     early_size=None,
+    bfloat16=False,
+    compile=False,
     seed=0,
 )
 ADVERSARY = training.Adversary(
@@ -38,19 +38,16 @@ ADVERSARY = training.Adversary(
 
 
 @pytest.fixture(scope="module")
-def digits():
-    source = load_digits()
-    pixels = torch.from_numpy((source.images * 255 / 16).round().astype("uint8")).unsqueeze(1)
-    whole = ImageSet(pixels, torch.from_numpy(source.target).long(), list("0123456789"))
-    return whole.take(torch.arange(1200)), whole.take(torch.arange(1200, 1797))
+def halves(digits):
+    return digits.take(torch.arange(1200)), digits.take(torch.arange(1200, 1797))
 
 
-def fit(digits, folder, recipe=RECIPE, adversary=None):
+def fit(halves, folder, recipe=RECIPE, adversary=None):
     torch.manual_seed(recipe.seed)
     model = models.build("whitened_cnn", channels=1, classes=list("0123456789"), widths=[16, 16])
-    model.adapt(images.to_float(digits[0].images))
+    model.adapt(images.to_float(halves[0].images))
     result = training.train(
-        model, *digits, recipe, adversary=adversary, resume_from=Path(folder) / "work.pt", name="test"
+        model, *halves, recipe, adversary=adversary, resume_from=Path(folder) / "work.pt", name="test"
     )
     return model, result
 
@@ -59,9 +56,11 @@ def same(one, other):
     return all(torch.equal(one.state_dict()[key], value) for key, value in other.state_dict().items())
 
 
+@pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("adversary", [None, ADVERSARY], ids=["standard", "robust"])
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(digits, tmp_path, monkeypatch, adversary):
-    whole, result = fit(digits, tmp_path / "whole", adversary=adversary)
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(halves, tmp_path, monkeypatch, adversary, bfloat16):
+    recipe = replace(RECIPE, bfloat16=bfloat16)
+    whole, result = fit(halves, tmp_path / "whole", recipe, adversary)
     assert result.rows[-1]["val_accuracy"] > 0.85 and len(result.rows) == RECIPE.epochs
     assert not (tmp_path / "whole/work.pt").exists()
 
@@ -74,29 +73,29 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(digits, tmp_path, monke
 
     monkeypatch.setattr(training, "_save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        fit(digits, tmp_path / "cut", adversary=adversary)
+        fit(halves, tmp_path / "cut", recipe, adversary)
     monkeypatch.setattr(training, "_save", save)
-    resumed, again = fit(digits, tmp_path / "cut", adversary=adversary)
+    resumed, again = fit(halves, tmp_path / "cut", recipe, adversary)
     assert same(whole, resumed) and again == result
 
-    other, _ = fit(digits, tmp_path / "other", replace(RECIPE, seed=1), adversary)
+    other, _ = fit(halves, tmp_path / "other", replace(recipe, seed=1), adversary)
     assert not same(whole, other)
 
 
-def test_work_files_of_other_runs_and_damaged_ones_are_left_aside(digits, tmp_path, monkeypatch, capsys):
+def test_work_files_of_other_runs_and_damaged_ones_are_left_aside(halves, tmp_path, monkeypatch, capsys):
     short = replace(RECIPE, epochs=1)
-    whole, _ = fit(digits, tmp_path / "whole", short)
+    whole, _ = fit(halves, tmp_path / "whole", short)
     for name, content in {"damaged": b"no work file", "foreign": None}.items():
         (tmp_path / name).mkdir()
         if content:
             (tmp_path / name / "work.pt").write_bytes(content)
         else:
             artifacts.write_checkpoint(tmp_path / name / "work.pt", {"run": "another", "rows": []})
-        assert same(whole, fit(digits, tmp_path / name, short)[0])
+        assert same(whole, fit(halves, tmp_path / name, short)[0])
     assert "going on" not in capsys.readouterr().out
 
 
-def test_overfitting_is_noticed_undone_and_the_best_sound_epoch_kept(digits, tmp_path, monkeypatch):
+def test_overfitting_is_noticed_undone_and_the_best_sound_epoch_kept(halves, tmp_path, monkeypatch):
     """Epoch 3 seems immune to one step and falls to ten: its weights go, and the budget with them."""
     judge, seen, states = training._judge, [], []
 
@@ -112,7 +111,7 @@ def test_overfitting_is_noticed_undone_and_the_best_sound_epoch_kept(digits, tmp
         return all(torch.equal(one[key], other[key]) for key in one)
 
     monkeypatch.setattr(training, "_judge", forged)
-    _, result = fit(digits, tmp_path, adversary=replace(ADVERSARY, ramp=0.0))
+    _, result = fit(halves, tmp_path, adversary=replace(ADVERSARY, ramp=0.0))
     assert [row["overfitted"] for row in result.rows] == [0, 0, 1, 0]
     assert seen == [True, True, False, True]  # only the overfitted epoch's weights are taken back
     assert states == [0.1, 0.1, pytest.approx(0.075), pytest.approx(0.075)]
@@ -120,24 +119,28 @@ def test_overfitting_is_noticed_undone_and_the_best_sound_epoch_kept(digits, tmp
     assert result.epoch == 2
 
 
-def test_overfitting_is_judged_at_the_budget_reached(digits, monkeypatch):
+def test_overfitting_is_judged_at_the_budget_reached(halves, monkeypatch):
     """Above it even a plainly trained model withstands one step and not ten: the ramp's first epochs are no fault."""
     model = models.build("whitened_cnn", channels=1, classes=list("0123456789"), widths=[8]).eval()
     survivors = {0.1: 0.0, 0.02: 1.0}  # under PGD, by budget
     monkeypatch.setattr(
-        evaluation, "fgsm_predictions", lambda model, image_set, epsilons, **_: image_set.labels.unsqueeze(0)
+        evaluation,
+        "fgsm_predictions",
+        lambda model, image_set, epsilons, **_: image_set.labels.expand(len(epsilons), -1),
     )
     monkeypatch.setattr(
         evaluation,
         "pgd_survivors",
-        lambda model, image_set, epsilons, **_: torch.full((1, len(image_set)), survivors[epsilons[0]]).bool(),
+        lambda model, image_set, epsilons, **_: torch.tensor(
+            [[survivors[eps] > 0] * len(image_set) for eps in epsilons]
+        ),
     )
-    row, _ = training._robustness(model, digits[1], ADVERSARY, 0.02, 0, "cpu")
+    row, _ = training._robustness(model, halves[1], ADVERSARY, 0.02, 0, "cpu")
     assert row == {"eps": 0.02, "val_fgsm": 1.0, "val_pgd": 0.0, "gap": 0.0}
-    assert training._robustness(model, digits[1], ADVERSARY, 0.1, 0, "cpu")[0]["gap"] == 1.0
+    assert training._robustness(model, halves[1], ADVERSARY, 0.1, 0, "cpu")[0]["gap"] == 1.0
 
 
-def test_a_near_constant_epoch_is_never_kept_however_well_it_withstands(digits, tmp_path, monkeypatch):
+def test_a_near_constant_epoch_is_never_kept_however_well_it_withstands(halves, tmp_path, monkeypatch):
     """Ten classes: an answer that is almost always the same is right on 0.15 of all images under any attack."""
     judge = training._judge
 
@@ -147,34 +150,34 @@ def test_a_near_constant_epoch_is_never_kept_however_well_it_withstands(digits, 
         judge(row, pgd, model, optimizer, state, adversary)
 
     monkeypatch.setattr(training, "_judge", forged)
-    _, result = fit(digits, tmp_path, adversary=replace(ADVERSARY, ramp=0.0))
+    _, result = fit(halves, tmp_path, adversary=replace(ADVERSARY, ramp=0.0))
     assert [row["collapsed"] for row in result.rows] == [0, 1, 0, 0]
     assert result.epoch == 3
 
 
-def test_the_budget_stops_where_nothing_more_is_learnt(digits, tmp_path):
+def test_the_budget_stops_where_nothing_more_is_learnt(halves, tmp_path):
     """Above `largest_budget` eps changes what is measured, not what is trained: the weights are the same."""
     adversary = replace(ADVERSARY, largest_budget=0.05)
     short = replace(RECIPE, epochs=2)
-    models_and_rows = [fit(digits, tmp_path, short, replace(adversary, eps=eps)) for eps in (0.05, 0.3)]
+    models_and_rows = [fit(halves, tmp_path, short, replace(adversary, eps=eps)) for eps in (0.05, 0.3)]
     (at_limit, near), (beyond, far) = models_and_rows
     assert same(at_limit, beyond)
     assert [row["eps"] for row in near.rows] == [row["eps"] for row in far.rows]
     assert far.rows[-1]["eps"] == 0.05 and far.rows[-1]["val_pgd"] < near.rows[-1]["val_pgd"]
 
 
-def test_no_sound_epoch_is_an_error_that_says_what_to_turn(digits, tmp_path):
+def test_no_sound_epoch_is_an_error_that_says_what_to_turn(halves, tmp_path):
     with pytest.raises(UserError, match="lower eps"):
-        fit(digits, tmp_path, replace(RECIPE, epochs=1), replace(ADVERSARY, overfitting_gap=-1.0))
+        fit(halves, tmp_path, replace(RECIPE, epochs=1), replace(ADVERSARY, overfitting_gap=-1.0))
 
 
-def test_plain_fgsm_at_a_large_budget_does_overfit_catastrophically(digits, tmp_path):
+def test_plain_fgsm_at_a_large_budget_does_overfit_catastrophically(halves, tmp_path):
     """The study's own recipe, for real: accuracy under its own step far above accuracy under PGD, and noticed."""
     adversary = replace(
         ADVERSARY, eps=0.35, largest_budget=0.35, attack="fgsm", noise=0.0, fraction=1.0, ramp=0.0, pgd_steps=10
     )
     try:
-        _, result = fit(digits, tmp_path, replace(RECIPE, epochs=8, learning_rate=0.2), adversary)
+        _, result = fit(halves, tmp_path, replace(RECIPE, epochs=8, learning_rate=0.2), adversary)
         rows = result.rows
         assert rows[result.epoch - 1]["overfitted"] == 0
     except UserError:
@@ -182,17 +185,17 @@ def test_plain_fgsm_at_a_large_budget_does_overfit_catastrophically(digits, tmp_
     assert any(row["overfitted"] or row["collapsed"] for row in rows)
 
 
-def test_a_rate_too_high_is_named(digits, tmp_path):
+def test_a_rate_too_high_is_named(halves, tmp_path):
     with pytest.raises(UserError, match="learning_rate"):
-        fit(digits, tmp_path, replace(RECIPE, learning_rate=1e30))
+        fit(halves, tmp_path, replace(RECIPE, learning_rate=1e30))
 
 
-def test_the_attack_leaves_batchnorm_statistics_to_the_training_passes(digits):
+def test_the_attack_leaves_batchnorm_statistics_to_the_training_passes(halves):
     torch.manual_seed(0)
     model = models.build("whitened_cnn", channels=1, classes=list("0123456789"), widths=[8])
     before = {key: value.clone() for key, value in model.state_dict().items()}
     model.train()
-    x, y = images.to_float(digits[0].images[:64]), digits[0].labels[:64]
+    x, y = images.to_float(halves[0].images[:64]), halves[0].labels[:64]
     mixed = training._mix(model, x, y, 0.1, ADVERSARY, torch.Generator().manual_seed(0))
     assert model.training and all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert torch.equal(mixed[48:], x[48:])  # a quarter stays clean
@@ -238,11 +241,51 @@ def test_resized_images_keep_their_range_and_mean():
     assert abs(float(small.mean() - pixels.mean())) < 0.01
 
 
-def test_survivors_and_accuracy_agree(digits, tmp_path):
-    model, _ = fit(digits, tmp_path)
-    chosen = digits[1].take(torch.arange(100))
+def test_survivors_and_accuracy_agree(halves, tmp_path):
+    model, _ = fit(halves, tmp_path)
+    chosen = halves[1].take(torch.arange(100))
     alive = evaluation.pgd_survivors(model, chosen, [0.0, 0.05, 0.2], steps=3, seed=0)
     assert float(alive[0].double().mean()) == evaluation.accuracy(model, chosen)
     assert (alive[1:] <= alive[:-1]).all() and alive[2].sum() < alive[0].sum()
     everywhere = evaluation.pgd_correct(model, chosen.take(alive[0].nonzero().squeeze(1)), 0.05, steps=3, seed=0)
     assert int(everywhere.sum()) == int(alive[1].sum())
+
+
+def test_bfloat16_is_of_the_training_step_alone(halves, tmp_path, monkeypatch):
+    """Weights, attacks and validation stay float32: half precision would round small input gradients away."""
+    seen = {"attack": set(), "step": set(), "evaluation": set()}
+    gradient, forward = attacks.input_gradient, models.WhitenedCNN.forward
+
+    def watched_gradient(model, images, labels):
+        found = gradient(model, images, labels)
+        seen["attack"].add((torch.is_autocast_enabled("cpu"), found.dtype))
+        return found
+
+    def watched_forward(self, images):
+        logits = forward(self, images)
+        seen["step" if self.training else "evaluation"].add(logits.dtype)
+        return logits
+
+    monkeypatch.setattr(attacks, "input_gradient", watched_gradient)
+    monkeypatch.setattr(models.WhitenedCNN, "forward", watched_forward)
+    model, _ = fit(halves, tmp_path, replace(RECIPE, bfloat16=True, epochs=1), ADVERSARY)
+    assert seen == {"attack": {(False, torch.float32)}, "step": {torch.bfloat16}, "evaluation": {torch.float32}}
+    assert {value.dtype for value in model.state_dict().values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_input_gradients_do_not_change_inside_a_caller_s_autocast(halves):
+    torch.manual_seed(0)
+    model = models.build("whitened_cnn", channels=1, classes=list("0123456789"), widths=[16, 16]).eval()
+    x, y = images.to_float(halves[0].images[:50]), halves[0].labels[:50]
+    expected = attacks.input_gradient(model, x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attacks.input_gradient(model, x, y), expected)
+
+
+def test_precision_auto_takes_bfloat16_only_where_the_processor_has_it(monkeypatch):
+    for amx, avx in [(False, False), (True, False), (False, True)]:
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+        assert images.bfloat16("auto", "cpu") == (amx or avx)
+    assert images.bfloat16("bfloat16", "cpu") and not images.bfloat16("float32", "cpu")
+    assert not images.bfloat16("auto", "mps")

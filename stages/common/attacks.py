@@ -5,7 +5,7 @@ classes, or with `targeted=True` the classes to be predicted; `eps` is the large
 model is attacked in eval mode and is given back as it came: weights, buffers, gradients and mode untouched.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -43,8 +43,11 @@ def _check(images: Tensor, labels: Tensor, eps: float) -> None:
 
 
 def input_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Gradient (N, C, H, W) of the summed cross-entropy to the images: each image's own, whatever the batch."""
-    with torch.enable_grad():
+    """Gradient (N, C, H, W) of the summed cross-entropy to the images: each image's own, whatever the batch.
+
+    In float32 even inside a caller's autocast: in half precision small gradients round to 0, and their signs are lost.
+    """
+    with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
         images = images.detach().requires_grad_(True)
         loss = F.cross_entropy(model(images), labels, reduction="sum")
         return torch.autograd.grad(loss, images)[0]
@@ -111,14 +114,35 @@ def pgd(
     _check(images, labels, eps)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    step_size = 2.5 * eps / steps if step_size is None else step_size
-    low, high = (images - eps).clamp_(0, 1), (images + eps).clamp_(0, 1)
-    start = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-    attacked = torch.clamp(images + (2 * start - 1) * eps, low, high).contiguous(memory_format=torch.channels_last)
+
+    def uphill(attacked: Tensor) -> Tensor:
+        gradient = input_gradient(model, attacked, labels)
+        return gradient.neg_() if targeted else gradient
+
     with frozen(model):
-        for _ in range(steps):
-            attacked = _step(attacked, input_gradient(model, attacked, labels).sign_(), step_size, targeted)
-            attacked = torch.clamp(attacked, low, high)
+        return ascend(uphill, images, eps, steps=steps, step_size=step_size, generator=generator)
+
+
+def ascend(
+    gradient: Callable[[Tensor], Tensor],
+    images: Tensor,
+    eps: float | Tensor,
+    *,
+    steps: int,
+    step_size: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The mathematics of PGD, up whatever `gradient` (images -> a new tensor of their shape) is the gradient of.
+
+    `eps` is one budget, or one for each image, (N,). Start, steps and projection are those of `pgd`.
+    """
+    reach = eps.view(-1, 1, 1, 1) if isinstance(eps, Tensor) else eps
+    step = 2.5 * reach / steps if step_size is None else step_size
+    low, high = (images - reach).clamp_(0, 1), (images + reach).clamp_(0, 1)
+    start = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+    attacked = torch.clamp(images + (2 * start - 1) * reach, low, high).contiguous(memory_format=torch.channels_last)
+    for _ in range(steps):
+        attacked = torch.clamp(attacked + step * gradient(attacked).sign_(), low, high)
     return attacked
 
 

@@ -33,6 +33,7 @@ from stages.common.params import Params
 RAW = Path("data/raw")
 FOLDER_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 MEMBER_LIMIT = 100_000  # bytes; no 32x32 PNG comes near, so a larger one is no CIFAR image and is not unpacked
+NOISE_IMAGES = 500  # of each kind
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
 
 
@@ -89,8 +90,9 @@ class Split:
 
 
 def load(params: Params) -> dict[str, Split]:
-    """Read the data set of params.yaml: train, val and test (in-distribution), and ood.
+    """Read the data set of params.yaml: train, val and test (in-distribution), ood, and extra (more OOD sets).
 
+    The classes of extra are named <set>/<class>; it may be empty.
     Raises UserError for files that are absent, damaged or of another kind, for unknown class names and for classes of
     too few images; each message says what to do.
     """
@@ -98,7 +100,7 @@ def load(params: Params) -> dict[str, Split]:
     rng = np.random.default_rng(params.seed)
     splits = read(params, rng)
     train, val = hold_out(splits["train"], params.data.prepare.validation_fraction, rng, "validation_fraction")
-    return {"train": train, "val": val, "test": splits["test"], "ood": splits["ood"]}
+    return {"train": train, "val": val, "test": splits["test"], "ood": splits["ood"], "extra": _extra(params, train)}
 
 
 def fingerprint(*splits: Split) -> str:
@@ -364,13 +366,16 @@ def _torchvision() -> ModuleType:
 # scikit-learn's digits
 
 
-def _digits(params: Params, rng: np.random.Generator) -> dict[str, Split]:
-    from sklearn.datasets import load_digits  # slow to import, and only this data set needs it
+def _digit_images() -> dict[str, Images]:
+    from sklearn.datasets import load_digits  # slow to import, and not always needed
 
     digits = load_digits()
     pixels = np.rint(digits.images * 255 / 16).astype(np.uint8)[:, None]  # grey levels 0 to 16
-    images = {name: pixels[digits.target == number] for number, name in enumerate(labels.DIGITS)}
-    data = params.data.prepare
+    return {name: pixels[digits.target == number] for number, name in enumerate(labels.DIGITS)}
+
+
+def _digits(params: Params, rng: np.random.Generator) -> dict[str, Split]:
+    images, data = _digit_images(), params.data.prepare
     known = labelled({name: images[name] for name in labels.DIGITS if name not in data.ood_classes})
     train, test = hold_out(known, data.test_fraction, rng, "test_fraction")
     return {"train": train, "test": test, "ood": labelled({name: images[name] for name in data.ood_classes})}
@@ -441,11 +446,74 @@ def _read_files(files: Mapping[str, Sequence[Path]], size: int) -> Split:
 
 def _square(path: Path, size: int) -> np.ndarray:
     """The largest centred square of an image, uint8 (3, size, size), antialiased."""
+    return _fitted(_upright(path), (3, size, size))
+
+
+def _upright(path: Path) -> Image.Image:
     with _reading(path.parent, path.name), Image.open(path) as image:
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"mode {image.mode}: more than 8 bits a channel; save it as 8-bit grey or RGB")
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-        return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)).transpose(2, 0, 1)
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+# More OOD sets
+
+
+def _extra(params: Params, like: Split) -> Split:
+    """The sets that `extra_sets` names, in the shape of the images `like`, classes named <set>/<class>."""
+    shape = like.images.shape[1:]
+    images: dict[str, Images] = {}
+    for entry in params.data.prepare.extra_sets:
+        name = PurePosixPath(entry).name
+        found = EXTRA[entry](params, shape) if entry in EXTRA else _extra_folder(Path(entry), shape)
+        images |= {f"{name}/{class_name}": pixels for class_name, pixels in found.items()}
+    if not images:
+        return Split(np.empty((0, *shape), np.uint8), np.empty(0, np.int64), ())
+    return labelled(images)
+
+
+def _extra_cifar100(params: Params, shape: tuple[int, ...]) -> dict[str, Images]:
+    """CIFAR-100's whole test set: near to CIFAR-10 (a bus is much like its trucks)."""
+    try:
+        found = _read_cifar("cifar100", [("test", name) for name in labels.CIFAR100])
+    except UserError as error:
+        raise UserError(f"{error}\n       (or take cifar100 out of datasets.cifar10.prepare.extra_sets)") from None
+    return {name: pixels for (_, name), pixels in found.items()}
+
+
+def _extra_digits(params: Params, shape: tuple[int, ...]) -> dict[str, Images]:
+    """scikit-learn's digits, enlarged: far from any photograph."""
+    digits = _digit_images()
+    return {name: np.stack([_fitted(Image.fromarray(pixels[0]), shape) for pixels in digits[name]]) for name in digits}
+
+
+def _extra_noise(params: Params, shape: tuple[int, ...]) -> dict[str, Images]:
+    """Uniform noise, coarse noise (squares of 4 pixels) and plain colours: the farthest of all."""
+    rng = np.random.default_rng([params.seed, NOISE_IMAGES])
+    channels, height, width = shape
+    images = {}
+    for name, square in (("fine", 1), ("coarse", 4), ("plain", max(height, width))):
+        cells = rng.integers(0, 256, (NOISE_IMAGES, channels, -(-height // square), -(-width // square)), np.uint8)
+        images[name] = np.repeat(np.repeat(cells, square, 2), square, 3)[:, :, :height, :width]
+    return images
+
+
+def _extra_folder(root: Path, shape: tuple[int, ...]) -> dict[str, Images]:
+    files = _class_files(root, f"datasets.*.prepare.extra_sets ({', '.join(EXTRA)}, or a folder)")
+    images = {}
+    for name, paths in files.items():
+        images[name] = np.stack([_fitted(_upright(path), shape) for path in paths])
+    return images
+
+
+def _fitted(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
+    """An image resized to uint8 `shape` (C, H, W): its largest centred part of that form."""
+    channels, height, width = shape
+    sized = ImageOps.fit(image.convert("RGB" if channels == 3 else "L"), (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(sized).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+EXTRA = {"cifar100": _extra_cifar100, "digits": _extra_digits, "noise": _extra_noise}
 
 
 # What all sources share

@@ -4,6 +4,8 @@ Confidences are finite numbers of shape (N,), larger = more in-distribution, and
 depends on ranks alone, and ties are handled as ties. Empty or non-finite confidences raise ValueError.
 """
 
+import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -24,16 +26,54 @@ def evaluate(id_scores: ArrayLike, ood_scores: ArrayLike, *, confidence: float =
     inside, outside = _scores(id_scores, "ID"), _scores(ood_scores, "OOD")
     low, high = auroc_interval(inside, outside, confidence=confidence)
     pooled, is_id = _pooled(inside, outside)
-    accepted = -(-95 * len(inside) // 100)  # in whole numbers: 0.95 * N in floats may land above the exact product
-    threshold = np.sort(inside)[-accepted]
     return {
         "auroc": _auroc(_placements(inside, outside)),
         "auroc_low": low,
         "auroc_high": high,
         "ap_id": float(metrics.average_precision_score(is_id, pooled)),
         "ap_ood": float(metrics.average_precision_score(~is_id, -pooled)),
-        "fpr95": float(np.mean(outside >= threshold)),
+        "fpr95": float(np.mean(outside >= _accepting(inside, 0.95))),
     }
+
+
+def auroc(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
+    """The probability that an ID image scores above an OOD one, ties counted half."""
+    return _auroc(_placements(_scores(id_scores, "ID"), _scores(ood_scores, "OOD")))
+
+
+def balanced(id_scores: ArrayLike, ood_scores: ArrayLike) -> dict[str, float]:
+    """The figures that assume as many OOD as ID images, however many there are: fractions in [0, 1].
+
+    ap_id_balanced, ap_ood_balanced: average precision of either class with both weighing the same; chance is 0.5.
+    detection_accuracy: the best mean of the two classes' accuracies over all thresholds (Liang 2018), at least 0.5.
+    """
+    inside, outside = _scores(id_scores, "ID"), _scores(ood_scores, "OOD")
+    pooled, is_id = _pooled(inside, outside)
+    weights = np.where(is_id, 1 / len(inside), 1 / len(outside))
+    fpr, tpr = roc_curve(inside, outside)
+    return {
+        "ap_id_balanced": float(metrics.average_precision_score(is_id, pooled, sample_weight=weights)),
+        "ap_ood_balanced": float(metrics.average_precision_score(~is_id, -pooled, sample_weight=weights)),
+        "detection_accuracy": float(np.max(tpr + 1 - fpr) / 2),
+    }
+
+
+def at_threshold(
+    val_scores: ArrayLike, id_scores: ArrayLike, ood_scores: ArrayLike, *, accept: float
+) -> dict[str, float]:
+    """The rates at a threshold set before the test: the highest that accepts the share `accept` of `val_scores`.
+
+    Returns the shares of ID and of OOD images accepted (scores at the threshold are). `accept` is in (0, 1].
+    """
+    known, inside, outside = _scores(val_scores, "validation"), _scores(id_scores, "ID"), _scores(ood_scores, "OOD")
+    threshold = _accepting(known, accept)
+    return {"id_accepted": float(np.mean(inside >= threshold)), "ood_accepted": float(np.mean(outside >= threshold))}
+
+
+def _accepting(scores: np.ndarray, share: float) -> float:
+    """The highest threshold that accepts at least `share` of `scores`."""
+    exact = Fraction(str(share)) * len(scores)  # 0.95 * N in floats may land above the exact product
+    return float(np.sort(scores)[-math.ceil(exact)])
 
 
 def auroc_interval(id_scores: ArrayLike, ood_scores: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float]:

@@ -3,10 +3,24 @@
 import errno
 import sys
 from collections.abc import Callable
+from typing import TextIO
+
+from rich.console import Console
+from rich.text import Text
 
 
 class UserError(Exception):
     """Something that the person running the stage can put right. The message says what, where and how."""
+
+
+def paint(text: str, style: str, stream: TextIO) -> str:
+    """`text` in colour if `stream` is a terminal that shows them and NO_COLOR is not set, else as it is."""
+    console = Console(file=stream)
+    if not console.is_terminal or console.no_color:
+        return text
+    with console.capture() as captured:
+        console.print(Text(text, style), end="")
+    return captured.get()
 
 
 def run(main: Callable[[], None]) -> None:
@@ -17,7 +31,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"{paint('error:', 'bold red', sys.stderr)} {error}")
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         advice = {
@@ -28,7 +42,7 @@ def run(main: Callable[[], None]) -> None:
         }.get(error.errno)
         if advice is None:
             raise
-        sys.exit(f"error: {advice}{where}")
+        sys.exit(f"{paint('error:', 'bold red', sys.stderr)} {advice}{where}")
     except KeyboardInterrupt:
         print("\ninterrupted: nothing half-written is left; run the same command again to go on", file=sys.stderr)
         sys.exit(130)

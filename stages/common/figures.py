@@ -82,6 +82,28 @@ def attack_grid(
     return figure
 
 
+def fooled_grid(
+    guesses: Mapping[str, tuple[ArrayLike, Tensor]], ood: ImageSet, classes: Sequence[str], *, columns: int = 10
+) -> Figure:
+    """The OOD images that each model is surest of: a row per model, each image under its true name.
+
+    `guesses[model]` holds the confidences (N,) of the images in `ood` and the predicted labels (N,), which index
+    `classes`; the class that an image is taken for stands below it.
+    """
+    columns = min(columns, len(ood))
+    figure = _grid_figure("OOD images that fool each model most: true name, taken for", len(guesses), columns)
+    for row, (name, (confidences, predicted)) in zip(
+        figure.subplots(len(guesses), columns, squeeze=False), guesses.items(), strict=True
+    ):
+        surest = torch.from_numpy(np.argsort(-np.asarray(confidences), kind="stable")[:columns].copy())
+        chosen = ood.take(surest)
+        names = [*classes, *ood.classes]  # true names behind the known ones, so that none is taken for right
+        batch = images.to_float(chosen.images)
+        _draw_row(row, batch, chosen.labels + len(classes), predicted[surest], names)
+        row[0].set_ylabel(name, fontsize=9)
+    return figure
+
+
 def targeted_grids(
     standard: Classifier,
     robust: Classifier,

@@ -1,8 +1,9 @@
 """Architectures, and the checkpoints that rebuild them.
 
 Every model takes pixels in [0, 1] and normalises them itself, so that an attack's budget always means pixels. Every
-model has `forward(images) -> logits (N, K)`, `features(images) -> penultimate features (N, D)` and `classes`, K names;
-`forward` is `head(features(images))`. Any input of 8x8 to 64x64 pixels and any number of channels will do.
+model has `forward(images) -> logits (N, K)`, `features(images) -> penultimate features (N, D)` and `classes`, K names.
+It is made of `maps`, `pool` and `head`: logits are head(pool(last of maps)), and what lies between is there for whoever
+looks inside. Any input of 8x8 to 64x64 pixels and any number of channels will do.
 """
 
 import math
@@ -50,11 +51,25 @@ class Classifier(nn.Module):
         """Fit what is fixed before training starts to some training images, float (N, C, H, W) in [0, 1]."""
         self.normalize.adapt(images)
 
-    def features(self, images: Tensor) -> Tensor:
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """What each group of layers gives, (N, C, H, W), from the first to the last."""
+        raise NotImplementedError
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """Penultimate features (N, D) of the last maps."""
         raise NotImplementedError
 
     def head(self, features: Tensor) -> Tensor:
+        """Logits (N, K) of penultimate features."""
         raise NotImplementedError
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.pool(self.maps(images)[-1])
+
+    def layers(self, images: Tensor) -> list[Tensor]:
+        """The mean over the pixels of each group's maps, (N, C) each, and the penultimate features last."""
+        maps = self.maps(images)
+        return [*(group.mean((2, 3)) for group in maps), self.pool(maps[-1])]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
@@ -105,8 +120,8 @@ class WhitenedCNN(Classifier):
         weights = (vectors / (values + 5e-4).sqrt()).T.flip(0).view(-1, *self.whiten.weight.shape[1:])
         self.whiten.weight.copy_(torch.cat([weights, -weights]))
 
-    def features(self, images: Tensor) -> Tensor:
-        x = F.relu(self.whiten(self.normalize(images)))
+    def maps(self, images: Tensor) -> list[Tensor]:
+        x, maps = F.relu(self.whiten(self.normalize(images))), []
         for first, first_norm, second, second_norm in zip(
             self.first, self.first_norm, self.second, self.second_norm, strict=True
         ):
@@ -115,7 +130,11 @@ class WhitenedCNN(Classifier):
                 x = F.max_pool2d(x, 2)
             x = F.relu(first_norm(x))
             x = F.relu(second_norm(second(x)))
-        return x.amax((2, 3))
+            maps.append(x)
+        return maps
+
+    def pool(self, maps: Tensor) -> Tensor:
+        return maps.amax((2, 3))
 
     def head(self, features: Tensor) -> Tensor:
         return self.linear(features) / 9  # airbench's scale: logits of order 1 at the start
@@ -135,10 +154,12 @@ class SimpleCNN(Classifier):
         self.fc2 = nn.Linear(120, 84)
         self.fc3 = nn.Linear(84, len(self.classes))
 
-    def features(self, images: Tensor) -> Tensor:
-        x = F.max_pool2d(F.relu(self.conv1(self.normalize(images))), 2)
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
-        x = F.adaptive_avg_pool2d(x, 5).flatten(1)
+    def maps(self, images: Tensor) -> list[Tensor]:
+        first = F.max_pool2d(F.relu(self.conv1(self.normalize(images))), 2)
+        return [first, F.max_pool2d(F.relu(self.conv2(first)), 2)]
+
+    def pool(self, maps: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(maps, 5).flatten(1)
         return F.relu(self.fc2(F.relu(self.fc1(x))))
 
     def head(self, features: Tensor) -> Tensor:
@@ -168,18 +189,25 @@ class ResNet18(Classifier):
     def __init__(self, channels: int, classes: Sequence[str], width: int):
         super().__init__(channels, classes)
         self.stem = _conv3x3(channels, width)
-        blocks, inputs = [], width
+        groups, inputs = [], width
         for group in range(4):
             outputs = width * 2**group
-            blocks += [_PreActBlock(inputs, outputs, 1 if group == 0 else 2), _PreActBlock(outputs, outputs, 1)]
+            first = _PreActBlock(inputs, outputs, 1 if group == 0 else 2)
+            groups.append(nn.Sequential(first, _PreActBlock(outputs, outputs, 1)))
             inputs = outputs
-        self.blocks = nn.Sequential(*blocks)
+        self.groups = nn.ModuleList(groups)
         self.norm = nn.BatchNorm2d(inputs)
         self.linear = nn.Linear(inputs, len(self.classes))
 
-    def features(self, images: Tensor) -> Tensor:
-        x = self.blocks(self.stem(self.normalize(images)))
-        return F.relu(self.norm(x)).mean((2, 3))
+    def maps(self, images: Tensor) -> list[Tensor]:
+        x, maps = self.stem(self.normalize(images)), []
+        for group in self.groups:
+            x = group(x)
+            maps.append(x)
+        return maps
+
+    def pool(self, maps: Tensor) -> Tensor:
+        return F.relu(self.norm(maps)).mean((2, 3))
 
     def head(self, features: Tensor) -> Tensor:
         return self.linear(features)

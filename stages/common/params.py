@@ -6,7 +6,7 @@
 
 import math
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -101,6 +101,8 @@ class Training(_Section):
     momentum: _number_in(0, 1, open_high=True)
     weight_decay: _number_in(0)
     warmup: OpenShare
+    precision: Literal["auto", "float32", "bfloat16"]
+    compile: StrictBool
     label_smoothing: _number_in(0, 1, open_high=True)
 
 
@@ -130,7 +132,21 @@ class TargetedSweep(_Section):
 class OODEval(_Section):
     temperature: Positive
     neighbours: Count
+    gen_gamma: OpenShare
+    gen_classes: Count
+    vim_share: OpenShare
+    guides: Count
+    odin_temperature: Positive
+    odin_eps: Eps
+    accept: _number_in(0, 1, open_low=True)
     confidence: OpenShare
+
+
+class OODAttack(_Section):
+    detectors: ClassNames
+    epsilons: Epsilons
+    images: Count
+    pgd_steps: Count
 
 
 class Audit(_Section):
@@ -156,12 +172,14 @@ class PrepareCIFAR10(_Section):
     validation_fraction: OpenShare
     ood_classes: ClassNames
     ood_split: Literal["train", "test", "both"]
+    extra_sets: list[ClassName]
 
 
 class PrepareDigits(_Section):
     validation_fraction: OpenShare
     test_fraction: OpenShare
     ood_classes: ClassNames
+    extra_sets: list[ClassName]
 
 
 class PrepareFolder(_Section):
@@ -171,6 +189,7 @@ class PrepareFolder(_Section):
     validation_fraction: OpenShare
     test_fraction: OpenShare
     ood_classes: ClassNames | None
+    extra_sets: list[ClassName]
 
 
 class CIFAR10(_Section):
@@ -211,6 +230,7 @@ class Params(_Section):
     fgsm_sweep: FGSMSweep
     targeted_sweep: TargetedSweep
     ood_eval: OODEval
+    ood_attack: OODAttack
     audit: Audit
     datasets: Datasets
 
@@ -270,6 +290,14 @@ def _unknown_classes(params: Params) -> list[str]:
     id_classes = {"cifar10": labels.CIFAR10, "digits": labels.DIGITS}
     ood_classes = {"cifar10": labels.CIFAR100, "digits": labels.DIGITS}
     faults = []
+    for name in ("cifar10", "digits", "folder"):
+        sets = getattr(params.datasets, name).prepare.extra_sets
+        key = f"datasets.{name}.prepare.extra_sets"
+        names = [PurePosixPath(entry).name for entry in sets]
+        if len(set(names)) != len(names):
+            faults.append(f"{key} = {sets}: each set needs a name of its own")
+        foreign = {"cifar10": (), "digits": ("cifar100", "digits"), "folder": ("cifar100",)}[name]
+        faults += [f"{key} = {c!r}: not beside {name}; allowed is noise, or a folder" for c in sets if c in foreign]
     for name, known in ood_classes.items():
         section = getattr(params.datasets, name)
         unseen, key = section.prepare.ood_classes, f"datasets.{name}.prepare.ood_classes"

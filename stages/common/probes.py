@@ -48,16 +48,13 @@ def smallest_fgsm_eps(model: nn.Module, images: Tensor, labels: Tensor) -> Tenso
 def smallest_pgd_eps(
     model: nn.Module, images: Tensor, labels: Tensor, *, steps: int, generator: torch.Generator
 ) -> Tensor:
-    """The same under PGD of `steps` steps of 2.5 eps / steps from a random start, each image at a budget of its own."""
+    """The same under PGD of `steps` steps from a random start, each image at a budget of its own."""
+
+    def gradient(attacked: Tensor) -> Tensor:
+        return attacks.input_gradient(model, attacked, labels)
 
     def broken(eps: Tensor) -> Tensor:
-        reach = eps.view(-1, 1, 1, 1)
-        low, high = (images - reach).clamp_(0, 1), (images + reach).clamp_(0, 1)
-        attacked = low + (high - low) * torch.rand(images.shape, generator=generator, device=images.device)
-        for _ in range(steps):
-            attacked = attacked.contiguous(memory_format=torch.channels_last)
-            direction = attacks.input_gradient(model, attacked, labels).sign_()
-            attacked = torch.clamp(attacked + 2.5 / steps * reach * direction, low, high)
+        attacked = attacks.ascend(gradient, images, eps, steps=steps, generator=generator)
         return model(attacked).argmax(1) != labels
 
     with attacks.frozen(model), torch.no_grad():

@@ -27,10 +27,19 @@ class FitData(NamedTuple):
 
 
 class Options(NamedTuple):
-    """The scores' parameters: of max softmax, temperature > 0; of k-nearest-neighbour, k >= 1."""
+    """The scores' parameters; params.yaml says where each value comes from.
+
+    temperature > 0, of max softmax; neighbours >= 1, k of the nearest-neighbour score;
+    gen_gamma in (0, 1) and gen_classes >= 1, of GEN; vim_share in (0, 1), of the feature space that ViM takes for the
+    principal one; guides >= 1, k of NNGuide.
+    """
 
     temperature: float = 0.5
     neighbours: int = 50
+    gen_gamma: float = 0.1
+    gen_classes: int = 100
+    vim_share: float = 0.5
+    guides: int = 10
 
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -66,11 +75,8 @@ def entropy(train: FitData, options: Options) -> Score:
 
 
 def generalized_entropy(train: FitData, options: Options) -> Score:
-    """-sum over the M largest p_k of (p_k (1 - p_k))^gamma, at most 0 (Liu 2023, GEN).
-
-    gamma = 0.1 and M = min(K, 100) are the paper's.
-    """
-    gamma, largest = 0.1, 100
+    """-sum over the M largest p_k of (p_k (1 - p_k))^gamma, at most 0 (Liu 2023, GEN)."""
+    gamma, largest = options.gen_gamma, options.gen_classes
 
     def confidences(logits: Tensor, features: Tensor) -> Tensor:
         log_p, log_rest = _softmax(logits)
@@ -78,6 +84,16 @@ def generalized_entropy(train: FitData, options: Options) -> Score:
         log_1_minus_p = torch.log1p(-log_p.exp())
         log_1_minus_p[:, 0] = log_rest + log_p[:, 0]
         return -(gamma * (log_p + log_1_minus_p))[:, :largest].exp().sum(1)
+
+    return confidences
+
+
+def margin(train: FitData, options: Options) -> Score:
+    """The largest logit less the second largest, at least 0."""
+
+    def confidences(logits: Tensor, features: Tensor) -> Tensor:
+        first, second = logits.double().topk(2, dim=1).values.unbind(1)
+        return first - second
 
     return confidences
 
@@ -98,7 +114,8 @@ def knn(train: FitData, options: Options) -> Score:
     def confidences(logits: Tensor, features: Tensor) -> Tensor:
         parts = []
         for block in features.split(max(1, BLOCK // size)):
-            kth = (F.normalize(block.float(), dim=1) @ bank.T).topk(k, dim=1).indices[:, -1]
+            with torch.no_grad():  # which one is nearest has no gradient; the distance to it has
+                kth = (F.normalize(block.float(), dim=1) @ bank.T).topk(k, dim=1).indices[:, -1]
             neighbour = F.normalize(train.features[kth].double(), dim=1)
             parts.append(-(F.normalize(block.double(), dim=1) - neighbour).norm(dim=1))
         return torch.cat(parts)
@@ -134,15 +151,96 @@ def relative_mahalanobis(train: FitData, options: Options) -> Score:
     return confidences
 
 
+def vim(train: FitData, options: Options) -> Score:
+    """log sum_k exp z_k - alpha |residual|, any real number (Wang 2022, ViM: Out-of-Distribution with Virtual-logit).
+
+    The residual is the part of h - o outside the principal space of the training features round o, -pinv(W) bias;
+    alpha makes its mean over the training images that of the max logit.
+    """
+    _, origin = _linear_head(train)
+    centred = train.features.double() - origin
+    _, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+    dimension = len(origin)
+    kept = min(max(round(options.vim_share * dimension), 1), dimension - 1)
+    null_space = vectors[:, : dimension - kept]  # of the smallest variances
+    alpha = train.logits.double().amax(1).mean() / (centred @ null_space).norm(dim=1).mean().clamp_min(1e-12)
+
+    def confidences(logits: Tensor, features: Tensor) -> Tensor:
+        residual = ((features.double() - origin) @ null_space).norm(dim=1)
+        return logits.double().logsumexp(1) - alpha * residual
+
+    return confidences
+
+
+def fdbd(train: FitData, options: Options) -> Score:
+    """The mean distance from h to the decision boundaries, over its distance from the training mean; at least 0.
+
+    (z_1 - z_k) / |w_1 - w_k| averaged over the classes k that are not predicted (Liu and Qin 2024, Fast
+    Decision Boundary based Out-of-Distribution Detector).
+    """
+    weights, _ = _linear_head(train)
+    apart = torch.cdist(weights, weights)
+    centre = train.features.double().mean(0)
+
+    def confidences(logits: Tensor, features: Tensor) -> Tensor:
+        logits = logits.double()
+        largest, predicted = logits.max(1)
+        others = F.one_hot(predicted, logits.shape[1]) == 0
+        distances = (largest[:, None] - logits) / apart[predicted].clamp_min(1e-12)
+        mean = (distances * others).sum(1) / (logits.shape[1] - 1)
+        return mean / (features.double() - centre).norm(dim=1).clamp_min(1e-12)
+
+    return confidences
+
+
+def nnguide(train: FitData, options: Options) -> Score:
+    """Energy times guidance: the mean of the k largest energy(h_i) cos(h, h_i), any real number (Park 2023, NNGuide).
+
+    Over all training images, where the paper draws one in a hundred of ImageNet's. Raises UserError as `knn` does.
+    """
+    k, size = options.guides, len(train.features)
+    if k > size:
+        raise UserError(f"params.yaml: ood_eval.guides = {k}: allowed is a whole number from 1 to {size}")
+    bank = F.normalize(train.features.float(), dim=1) * train.logits.float().logsumexp(1, keepdim=True)
+
+    def confidences(logits: Tensor, features: Tensor) -> Tensor:
+        guidance = torch.cat(
+            [
+                (F.normalize(block.float(), dim=1) @ bank.T).topk(k, dim=1).values.double().mean(1)
+                for block in features.split(max(1, BLOCK // size))
+            ]
+        )
+        return logits.double().logsumexp(1) * guidance
+
+    return confidences
+
+
+def knn_entropy(train: FitData, options: Options) -> Score:
+    """`knn` and `entropy`, each less its mean and over its deviation on the training images, added; any real number.
+
+    One looks at the features and one at the logits, and they err on different images. Equal weights, fixed in advance.
+    """
+    parts = []
+    for fit in (knn, entropy):
+        score = fit(train, options)
+        known = score(train.logits, train.features)
+        parts.append((score, known.mean(), known.std().clamp_min(1e-12)))
+    return lambda logits, features: sum((score(logits, features) - mean) / std for score, mean, std in parts)
+
+
 SCORES: dict[str, Callable[[FitData, Options], Score]] = {
     "max_logit": max_logit,
     "max_softmax": max_softmax,
     "energy": energy,
     "entropy": entropy,
     "generalized_entropy": generalized_entropy,
+    "margin": margin,
     "knn": knn,
     "mahalanobis": mahalanobis,
     "relative_mahalanobis": relative_mahalanobis,
+    "vim": vim,
+    "fdbd": fdbd,
+    "nnguide": nnguide,
 }
 
 
@@ -161,6 +259,19 @@ def _softmax(logits: Tensor) -> _Softmax:
     gaps = ordered - ordered[:, :1]
     log_rest = gaps[:, 1:].logsumexp(1)
     return _Softmax(gaps - F.softplus(log_rest)[:, None], log_rest)
+
+
+def _linear_head(train: FitData) -> tuple[Tensor, Tensor]:
+    """The classifier's last layer from what it did: weights W (K, D), and ViM's origin o (D,) = -pinv(W) bias.
+
+    Logits are W h + bias exactly, so least squares on the training images give both back; where features are
+    dependent, the solution of the smallest norm.
+    """
+    features, logits = train.features.double(), train.logits.double()
+    centre = features.mean(0)
+    weights = torch.linalg.lstsq(features - centre, logits - logits.mean(0), driver="gelsd").solution.T
+    bias = logits.mean(0) - weights @ centre
+    return weights, -torch.linalg.pinv(weights) @ bias
 
 
 def _class_means(train: FitData) -> tuple[Tensor, Tensor]:

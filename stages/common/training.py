@@ -6,6 +6,7 @@ whole epoch and ends with the same bytes.
 """
 
 import hashlib
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -43,6 +44,8 @@ class Recipe:
     flip: bool
     translate: int
     early_size: int | None
+    bfloat16: bool
+    compile: bool
     seed: int
 
 
@@ -73,7 +76,7 @@ class Result(NamedTuple):
     epoch: int
 
 
-def recipe(params: Params, *, epochs: int, label_smoothing: float) -> Recipe:
+def recipe(params: Params, *, epochs: int, label_smoothing: float, device: torch.device | str = "cpu") -> Recipe:
     """The recipe that params.yaml asks for; the learning rate scales with the batch size (Goyal 2017)."""
     data, training = params.data.training, params.training
     return Recipe(
@@ -87,6 +90,8 @@ def recipe(params: Params, *, epochs: int, label_smoothing: float) -> Recipe:
         flip=data.flip,
         translate=data.translate,
         early_size=data.early_size,
+        bfloat16=images.bfloat16(training.precision, device),
+        compile=training.compile,
         seed=params.seed,
     )
 
@@ -109,9 +114,10 @@ def train(
     adversary: Adversary | None = None,
     device: torch.device | str = "cpu",
     resume_from: Path,
+    log: Callable[[list[dict[str, float]]], None] = lambda rows: None,
     name: str,
 ) -> Result:
-    """Train `model` in place and leave it in eval mode on the CPU.
+    """Train `model` in place and leave it in eval mode on the CPU. `log` gets all rows so far after each epoch.
 
     Without an adversary the last epoch's weights are kept. With one, the share `fraction` of each batch is replaced by
     one-step adversarial examples of the current model, whose budget grows over the first `ramp` of training to `goal`;
@@ -123,12 +129,15 @@ def train(
     """
     run = _fingerprint(model, train_set, val_set, recipe, adversary)
     model.to(device)
+    forward = _compiled(model, torch.device(device)) if recipe.compile else model
     optimizer = _optimizer(model, recipe)
     batch_size = min(recipe.batch_size, len(train_set))
     steps = len(train_set) // batch_size
     goal = adversary.goal if adversary else 0.0
     state = _Progress(rows=[], best=None, best_epoch=0, best_pgd=-1.0, budget_limit=goal)
     _resume(resume_from, run, model, optimizer, state, name)
+    if state.rows:
+        log(state.rows)
 
     with images.progress(recipe.epochs * steps * batch_size, name) as bar:
         bar.update(len(state.rows) * steps * batch_size)
@@ -153,7 +162,8 @@ def train(
                 if adversary:
                     budget = min(adversary.goal * ramp(done, adversary.ramp), state.budget_limit)
                     x = _mix(model, x, y, budget, adversary, generator)
-                logits = model(x)
+                with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.bfloat16):
+                    logits = forward(x).float()
                 loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -182,6 +192,7 @@ def train(
             state.rows.append(row)
             _report(name, row, recipe.epochs, bar.write)
             _save(resume_from, run, model, optimizer, state)
+            log(state.rows)
 
     if adversary:
         model.load_state_dict(_best(state, name))
@@ -213,6 +224,13 @@ class _Progress:
 
 def _seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+
+
+def _compiled(model: Classifier, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The model as torch.compile makes it, for the training step; attacks and validation use the plain one."""
+    if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise UserError("params.yaml: training.compile = true needs a C++ compiler on a CPU; install g++, or set false")
+    return torch.compile(model)
 
 
 def _optimizer(model: Classifier, recipe: Recipe) -> torch.optim.SGD:
@@ -249,14 +267,13 @@ def _robustness(
     The gap says nothing above that budget: there even a plainly trained model withstands one step and not ten.
     """
     held_out = val_set.take(images.first_per_class(val_set.labels, adversary.validation_images))
-    accuracies = {}
-    for eps in {budget, adversary.goal, adversary.eps}:
-        fgsm = evaluation.fgsm_predictions(model, held_out, [eps], device=device)[0] == held_out.labels
-        pgd = evaluation.pgd_survivors(model, held_out, [eps], steps=adversary.pgd_steps, seed=seed, device=device)[0]
-        accuracies[eps] = float(fgsm.double().mean()), float(pgd.double().mean())
-    fgsm, pgd = accuracies[adversary.eps]
-    gap = accuracies[budget][0] - accuracies[budget][1]
-    return {"eps": budget, "val_fgsm": fgsm, "val_pgd": pgd, "gap": gap}, accuracies[adversary.goal][1]
+    budgets = sorted({budget, adversary.goal, adversary.eps})
+    right = evaluation.fgsm_predictions(model, held_out, budgets, device=device) == held_out.labels
+    alive = evaluation.pgd_survivors(model, held_out, budgets, steps=adversary.pgd_steps, seed=seed, device=device)
+    fgsm, pgd = (dict(zip(budgets, rows.double().mean(1).tolist(), strict=True)) for rows in (right, alive))
+    gap = fgsm[budget] - pgd[budget]
+    found = {"eps": budget, "val_fgsm": fgsm[adversary.eps], "val_pgd": pgd[adversary.eps], "gap": gap}
+    return found, pgd[adversary.goal]
 
 
 def _judge(

@@ -1,0 +1,100 @@
+"""How robust the robust model is by the strongest attacks at hand, and whether the audit's own agree with them.
+
+    python -m benchmarks.autoattack                  # eps 8/255 and the one of params.yaml; half an hour
+    python -m benchmarks.autoattack --eps 8/255 --images 100
+
+AutoAttack (Croce and Hein 2020) in its standard version: APGD on cross-entropy, targeted APGD and targeted FAB of 100
+steps each, and Square of 5,000 queries, as torchattacks implements them (whose own `AutoAttack` takes ten steps).
+PGD-50 from ten starts runs on 1,000 images. The audit's strongest attack, PGD from its restarts, meets AutoAttack's
+images.
+"""
+
+import argparse
+import time
+from fractions import Fraction
+
+import torch
+
+from benchmarks import common
+from stages.common import artifacts, evaluation, images, models, params
+from stages.common.images import ImageSet
+from stages.common.models import Classifier
+
+STEPS, RESTARTS, PGD_IMAGES = 50, 10, 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--eps", nargs="+", help="budgets in pixels of [0, 1] (default: 8/255 and params.yaml's)")
+    parser.add_argument("--images", type=int, default=500, help="that AutoAttack attacks (default 500)")
+    parser.add_argument("--checkpoint", default=str(artifacts.CHECKPOINTS / "robust.pt"))
+    args = parser.parse_args()
+    knobs = params.load()
+    budgets = [float(Fraction(eps)) for eps in args.eps] if args.eps else sorted({8 / 255, knobs.eps})
+    images.device("cpu")
+    model, test = models.load_checkpoint(args.checkpoint), images.read("test")
+    print(common.machine())
+    lines = [
+        f"| eps | clean | FGSM | PGD-{STEPS} x {RESTARTS} | the audit's PGD-{knobs.audit.pgd_steps} x "
+        f"{knobs.audit.restarts} | AutoAttack | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for eps in budgets:
+        start = time.perf_counter()
+        many = test.take(images.first_per_class(test.labels, PGD_IMAGES))
+        few = test.take(images.first_per_class(test.labels, args.images))
+        clean = evaluation.accuracy(model, test)
+        fgsm = (evaluation.fgsm_predictions(model, test, [eps])[0] == test.labels).double().mean()
+        strong = restarted(model, many, eps, STEPS, RESTARTS, knobs.seed)
+        print(f"eps {eps:.4f}: clean {clean:.4f}  FGSM {fgsm:.4f}  PGD-{STEPS} x {RESTARTS} {strong:.4f}", flush=True)
+        audit = restarted(model, few, eps, knobs.audit.pgd_steps, knobs.audit.restarts, knobs.seed)
+        auto = autoattack(model, few, eps, knobs.seed)
+        minutes = (time.perf_counter() - start) / 60
+        print(
+            f"eps {eps:.4f}: the audit's PGD {audit:.4f}  AutoAttack {auto:.4f}  in {minutes:.0f} minutes", flush=True
+        )
+        lines.append(
+            f"| {eps:.4f} | {clean:.3f} | {fgsm:.3f} | {strong:.3f} ({len(many)} images) | {audit:.3f} | "
+            f"{auto:.3f} ({len(few)} images) | {minutes:.0f} |"
+        )
+    print("\n".join(["", *lines]))
+
+
+def restarted(model: Classifier, image_set: ImageSet, eps: float, steps: int, restarts: int, seed: int) -> float:
+    """Accuracy under PGD from several starts, an image counting as broken if one of them breaks it."""
+    alive = images.predictions(model, image_set.images) == image_set.labels
+    for restart in range(restarts):
+        chosen = alive.nonzero().squeeze(1)
+        alive[chosen] = evaluation.pgd_correct(model, image_set.take(chosen), eps, steps=steps, seed=seed + restart)
+    return float(alive.double().mean())
+
+
+def autoattack(model: Classifier, image_set: ImageSet, eps: float, seed: int) -> float:
+    """Accuracy under AutoAttack's four attacks in turn, each on the images that the ones before it left correct."""
+    from torchattacks import APGD, APGDT, FAB, Square
+
+    classes = len(model.classes)
+    shared = {"eps": eps, "seed": seed, "n_restarts": 1}
+    in_turn = {
+        "APGD-CE": APGD(model, steps=100, loss="ce", **shared),
+        "APGD-T": APGDT(model, steps=100, n_classes=classes, **shared),
+        "FAB-T": FAB(model, steps=100, multi_targeted=True, n_classes=classes, **shared),
+        "Square": Square(model, n_queries=5000, **shared),
+    }
+    x, y = images.to_float(image_set.images), image_set.labels
+    alive = images.predictions(model, image_set.images) == y
+    for name, attack in in_turn.items():
+        chosen = alive.nonzero().squeeze(1)
+        if len(chosen) == 0:
+            break
+        attacked = attack(x[chosen], y[chosen]).clamp(0, 1)
+        if float((attacked - x[chosen]).abs().max()) > eps + 1e-5:
+            raise RuntimeError(f"{name} left its budget")
+        with torch.no_grad():
+            alive[chosen] = model(attacked.contiguous(memory_format=torch.channels_last)).argmax(1) == y[chosen]
+        print(f"  after {name:8} {float(alive.double().mean()):.4f}", flush=True)
+    return float(alive.double().mean())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Detectors: what each view shows, that batches do not matter, and that gradients point the right way."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stages.common import artifacts, attacks, detectors, images, models, scores
+from stages.common.detectors import DETECTORS, Sight
+
+SIGHT = Sight(mirror=True, odin_temperature=1000.0, odin_eps=0.0014)
+OPTIONS = scores.Options(neighbours=5)
+
+
+@pytest.fixture(scope="module")
+def model(digits):
+    torch.manual_seed(0)
+    model = models.build("whitened_cnn", channels=1, classes=digits.classes, widths=[8, 16])
+    model.adapt(images.to_float(digits.images))
+    for step in range(60):  # enough to be no constant
+        part = slice(25 * step, 25 * step + 25)
+        loss = F.cross_entropy(model(images.to_float(digits.images[part])), digits.labels[part])
+        gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+        with torch.no_grad():
+            for p, g in zip([p for p in model.parameters() if p.requires_grad], gradients, strict=True):
+                p -= 0.3 * g
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def fitted(model, digits):
+    return detectors.fit_on(model, digits.take(torch.arange(300)), SIGHT, OPTIONS)
+
+
+def test_a_set_is_seen_the_same_in_any_batches(model, digits, monkeypatch):
+    some = digits.take(torch.arange(97))
+    whole = detectors.see(model, some, SIGHT)
+    monkeypatch.setattr(images, "BATCH_SIZE", 32)
+    parts = detectors.see(model, some, SIGHT)
+    assert set(whole) == {"plain", "deep", "odin"}
+    for view in ("plain", "deep"):
+        for one, other in zip(whole[view], parts[view], strict=True):
+            torch.testing.assert_close(one, other)
+    x = images.to_float(some.images)
+    with torch.no_grad():
+        torch.testing.assert_close(whole["plain"].logits, model(x))
+        torch.testing.assert_close(whole["plain"].features, model.features(x))
+
+
+@pytest.mark.parametrize("name", ["whitened_cnn", "simple_cnn", "resnet18"])
+def test_layers_end_with_the_penultimate_features(name):
+    options = {"whitened_cnn": {"widths": [4, 8]}, "simple_cnn": {}, "resnet18": {"width": 4}}[name]
+    model = models.build(name, channels=3, classes=["a", "b", "c"], **options).eval()
+    x = torch.rand(5, 3, 32, 32)
+    *groups, last = model.layers(x)
+    assert torch.equal(last, model.features(x)) and torch.equal(model.head(last), model(x))
+    assert [len(g) for g in groups] == [5] * {"whitened_cnn": 2, "simple_cnn": 2, "resnet18": 4}[name]
+    for group, maps in zip(groups, model.maps(x), strict=True):
+        torch.testing.assert_close(group, maps.mean((2, 3)))
+
+
+def test_the_deep_view_does_not_tell_left_from_right_if_a_mirror_image_means_the_same(model, digits):
+    x = images.to_float(digits.images[:20])
+    mirrored = x.flip(3).contiguous()
+    with torch.no_grad():
+        for one, other in zip(*(detectors.deep(model, side, SIGHT) for side in (x, mirrored)), strict=True):
+            torch.testing.assert_close(one, other)
+        alone = detectors.deep(model, x, SIGHT._replace(mirror=False))
+        torch.testing.assert_close(alone.logits, model(x))
+    lengths = [part.norm(dim=1) for part in alone.features.split([layer.shape[1] for layer in model.layers(x)], dim=1)]
+    for length in lengths:  # each group weighs the same
+        torch.testing.assert_close(length, torch.ones(20))
+
+
+def test_odin_equals_pytorch_ood(model, digits):
+    from pytorch_ood.detector import ODIN
+
+    # inside [0, 1] by more than the step, where clamping to the image, which ODIN does not do, changes nothing
+    x = images.to_float(digits.images[:100]) * 0.9 + 0.05
+    output = detectors.odin(model, x, SIGHT)
+    ours = DETECTORS["odin"].fit(scores.FitData(*output, digits.labels[:100]), OPTIONS)(*output)
+    reference = ODIN(model, eps=SIGHT.odin_eps, temperature=SIGHT.odin_temperature).predict(x)
+    torch.testing.assert_close(ours.sigmoid().float(), -reference.detach().cpu(), rtol=0, atol=1e-6)
+
+
+def test_odin_makes_images_more_like_what_they_are_taken_for(model, digits):
+    x = images.to_float(digits.images[:200])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    moved = detectors.odin(model, x, SIGHT).logits * SIGHT.odin_temperature
+    with torch.no_grad():
+        logits = model(x)
+    predicted = logits.argmax(1)
+    losses = [F.cross_entropy(z, predicted, reduction="none") for z in (moved, logits)]
+    assert (losses[0] < losses[1]).float().mean() > 0.95
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [name for name in DETECTORS if name != "odin"])
+def test_a_step_along_the_gradient_raises_that_detector_s_confidence(model, digits, fitted, name):
+    """Each detector is attacked on its own objective, in both directions, without vanishing gradients."""
+    x = images.to_float(digits.images[300:500])
+    gradient = detectors.confidence_gradient(model, name, fitted[name], x, SIGHT)
+    assert gradient.shape == x.shape and gradient.isfinite().all() and (gradient != 0).flatten(1).any(1).all()
+    up, still, down = (
+        detectors.confidence(model, name, fitted[name], x + step * gradient.sign(), SIGHT) for step in (1e-3, 0, -1e-3)
+    )
+    assert (up > still).double().mean() > 0.9 and (down < still).double().mean() > 0.9
+
+
+def test_confidences_of_a_set_are_those_of_its_batches(model, digits, fitted):
+    some = digits.take(torch.arange(300, 360))
+    x = images.to_float(some.images)
+    by_set = detectors.score(fitted, detectors.see(model, some, SIGHT))
+    assert set(by_set) == set(DETECTORS)
+    for name, confidences in by_set.items():
+        direct = detectors.confidence(model, name, fitted[name], x, SIGHT)
+        assert confidences.dtype == torch.float64 and confidences.isfinite().all()
+        torch.testing.assert_close(confidences, direct, rtol=1e-4, atol=1e-4)
+
+
+def test_a_saturated_softmax_is_attacked_all_the_same(model, digits):
+    """Logits a thousand times as large: max softmax is 1 in float32 and has no gradient there; its log-odds have."""
+    loud = models.build("whitened_cnn", channels=1, classes=digits.classes, widths=[8, 16])
+    loud.load_state_dict(model.state_dict())
+    loud.linear.weight.data.mul_(1000)
+    loud.eval()
+    x = images.to_float(digits.images[:50])
+    assert (loud(x).softmax(1).amax(1) == 1).float().mean() > 0.5
+    apply = scores.max_softmax(None, OPTIONS)
+    gradient = detectors.confidence_gradient(loud, "max_softmax", apply, x, SIGHT)
+    assert (gradient != 0).flatten(1).any(1).all()
+
+
+def test_evading_moves_no_pixel_beyond_the_budget(model, digits, fitted):
+    x = images.to_float(digits.images[300:340])
+
+    def uphill(batch):
+        return detectors.confidence_gradient(model, "knn", fitted["knn"], batch, SIGHT)
+
+    moved = attacks.ascend(uphill, x, 0.1, steps=5, generator=torch.Generator().manual_seed(0))
+    assert float((moved - x).abs().max()) <= 0.1 + 1e-6 and float(moved.min()) >= 0 and float(moved.max()) <= 1
+    before, after = (detectors.confidence(model, "knn", fitted["knn"], batch, SIGHT) for batch in (x, moved))
+    assert np.median(after - before) > 0
+
+
+def test_checkpoints_of_the_models_keep_their_layers(model, tmp_path):
+    path = tmp_path / "model.pt"
+    artifacts.write_checkpoint(path, models.checkpoint(model, name="whitened_cnn", options={"widths": [8, 16]}))
+    x = torch.rand(3, 1, 8, 8)
+    for one, other in zip(models.load_checkpoint(path).layers(x), model.layers(x), strict=True):
+        torch.testing.assert_close(one, other)
