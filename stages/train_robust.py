@@ -41,6 +41,7 @@ def main() -> None:
         knobs, epochs=knobs.data.training.epochs_robust, label_smoothing=robust.label_smoothing, device=device
     )
     model, options = training.new_model(knobs, sets["train"])
+    table = artifacts.PLOTS / "training_robust.csv"  # grows by a row an epoch: dvc plots show draws it at any time
     result = training.train(
         model,
         sets["train"],
@@ -49,7 +50,7 @@ def main() -> None:
         adversary=adversary,
         device=device,
         resume_from=Path("data/resume/robust.pt"),
-        log=lambda rows: artifacts.write_table(artifacts.PLOTS / "training_robust.csv", rows),  # to watch while it runs
+        log=lambda rows: artifacts.write_table(table, rows),
         name="robust",
     )
 

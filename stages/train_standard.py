@@ -18,6 +18,7 @@ def main() -> None:
         knobs, epochs=knobs.data.training.epochs_standard, label_smoothing=knobs.training.label_smoothing, device=device
     )
     model, options = training.new_model(knobs, sets["train"])
+    table = artifacts.PLOTS / "training_standard.csv"  # grows by a row an epoch: dvc plots show draws it at any time
     result = training.train(
         model,
         sets["train"],
@@ -25,9 +26,7 @@ def main() -> None:
         recipe,
         device=device,
         resume_from=Path("data/resume/standard.pt"),
-        log=lambda rows: artifacts.write_table(
-            artifacts.PLOTS / "training_standard.csv", rows
-        ),  # to watch while it runs
+        log=lambda rows: artifacts.write_table(table, rows),
         name="standard",
     )
 
