@@ -34,6 +34,7 @@ def main() -> None:
         noise=robust.noise,
         ramp=robust.ramp,
         overfitting_gap=robust.overfitting_gap,
+        undo_overfitting=robust.undo_overfitting,
         pgd_steps=robust.pgd_steps,
         validation_images=robust.validation_images,
     )

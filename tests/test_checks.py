@@ -19,7 +19,7 @@ def sound(digits, tmp_path_factory):
     model = models.build("whitened_cnn", channels=1, classes=digits.classes, widths=[16, 16])
     model.adapt(images.to_float(digits.images))
     recipe = training.Recipe(8, 64, 0.4, 0.85, 1e-3, 0.2, 0.1, False, 1, None, False, False, 0)
-    adversary = training.Adversary(EPS, EPS, "n-fgsm", 1.0, 2.0, 0.5, 0.3, 3, 50)
+    adversary = training.Adversary(EPS, EPS, "n-fgsm", 1.0, 2.0, 0.5, 0.3, True, 3, 50)
     train, val = digits.take(torch.arange(1400)), digits.take(torch.arange(1400, 1600))
     work = tmp_path_factory.mktemp("work") / "work.pt"
     training.train(model, train, val, recipe, adversary=adversary, resume_from=work, name="sound")
@@ -212,6 +212,7 @@ def test_pgd_that_rises_with_eps_or_has_not_converged_is_flagged(sound, digits, 
     asked = subject(sound, digits)
     asked.__dict__["pgd"] = {eps: eps for eps in asked.budgets}
     assert not checks.pgd_falls_with_eps(asked).passed
+    asked.__dict__["pgd"] = dict.fromkeys(asked.budgets, 0.4)
     monkeypatch.setattr(Subject, "pgd_at", lambda self, eps, steps: 0.5 - steps / 100)
     assert not checks.pgd_converged(asked).passed
 
@@ -222,7 +223,7 @@ def test_the_studys_own_training_is_flagged(digits, tmp_path):
     model = models.build("whitened_cnn", channels=1, classes=digits.classes, widths=[16, 16])
     model.adapt(images.to_float(digits.images))
     recipe = training.Recipe(10, 64, 0.4, 0.85, 0.0, 0.2, 0.0, False, 1, None, False, False, 0)
-    adversary = training.Adversary(0.3, 0.3, "fgsm", 1.0, 0.0, 0.0, 0.999, 3, 50)
+    adversary = training.Adversary(0.3, 0.3, "fgsm", 1.0, 0.0, 0.0, 0.999, True, 3, 50)
     train, val = digits.take(torch.arange(1400)), digits.take(torch.arange(1400, 1600))
     training.train(model, train, val, recipe, adversary=adversary, resume_from=tmp_path / "w", name="plain FGSM")
     asked = subject(model, digits, eps=0.3)

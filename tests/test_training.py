@@ -32,6 +32,7 @@ ADVERSARY = training.Adversary(
     noise=2.0,
     ramp=0.5,
     overfitting_gap=0.2,
+    undo_overfitting=True,
     pgd_steps=3,
     validation_images=50,
 )
@@ -289,3 +290,32 @@ def test_precision_auto_takes_bfloat16_only_where_the_processor_has_it(monkeypat
         assert images.bfloat16("auto", "cpu") == (amx or avx)
     assert images.bfloat16("bfloat16", "cpu") and not images.bfloat16("float32", "cpu")
     assert not images.bfloat16("auto", "mps")
+
+
+def test_overfitting_that_is_not_undone_stays_and_the_last_epoch_is_kept(halves, tmp_path, monkeypatch, capsys):
+    """As the reproduced study trained: marked, not mended."""
+    judge = training._judge
+
+    def forged(row, _, *rest):
+        row |= {"gap": 0.9 if row["epoch"] >= 2 else 0.01}
+        judge(row, 0.5 if row["epoch"] == 1 else 0.0, *rest)
+
+    monkeypatch.setattr(training, "_judge", forged)
+    _, result = fit(halves, tmp_path, replace(RECIPE, epochs=3), replace(ADVERSARY, undo_overfitting=False))
+    assert result.epoch == 3 and [row["overfitted"] for row in result.rows] == [0, 1, 1]
+    assert [row["eps"] for row in result.rows][-1] == ADVERSARY.eps  # the budget did not shrink
+    assert "catastrophic overfitting\n" in capsys.readouterr().out
+
+
+def test_the_table_grows_as_epochs_end_and_is_whole_after_a_resumption(halves, tmp_path):
+    lengths = []
+    model = models.build("whitened_cnn", channels=1, classes=list("0123456789"), widths=[8])
+    training.train(
+        model,
+        *halves,
+        replace(RECIPE, epochs=2),
+        resume_from=tmp_path / "work.pt",
+        log=lambda rows: lengths.append(len(rows)),
+        name="test",
+    )
+    assert lengths == [1, 2]

@@ -33,6 +33,9 @@ class Finding(NamedTuple):
         return "pass" if self.passed else "warn" if self.warning else "FAIL"
 
 
+NOTHING = Finding(True, "eps is 0: nothing to compare", "")
+
+
 def eps_zero_is_clean(subject: Subject) -> Finding:
     """A budget of 0 must change no prediction; the reproduced study lost half its accuracy there to a wrong clamp."""
     untargeted = evaluation.fgsm_predictions(subject.model, subject.image_set, [0.0], device=subject.device)[0]
@@ -120,7 +123,7 @@ def fgsm_below_clean(subject: Subject) -> Finding:
 def noise_weaker_than_fgsm(subject: Subject) -> Finding:
     """Random signs of the same size leave at least FGSM's accuracy: a gradient that aims no better is masked."""
     if subject.eps == 0:
-        return Finding(True, "eps is 0: nothing to compare", "")
+        return NOTHING
     noise, fgsm = subject.noise[subject.eps], subject.fgsm[subject.eps]
     seen = f"noise leaves {noise:.3f}, FGSM {fgsm:.3f} at eps {subject.eps:.3g}"
     return Finding(noise >= fgsm - TOLERANCE, seen, "the gradient says no more than chance")
@@ -135,24 +138,22 @@ def pgd_at_most_fgsm(subject: Subject) -> Finding:
 
 def fgsm_close_to_pgd(subject: Subject) -> Finding:
     """FGSM and PGD differ by at most 15 points at eps; if not, the FGSM figure is no measure of robustness."""
-    fgsm = subject.fgsm.get(subject.eps, 0.0)
-    gap = fgsm - subject.pgd.get(subject.eps, 0.0)
-    seen = f"FGSM {fgsm:.3f}, PGD {fgsm - gap:.3f} at eps {subject.eps:.3g}"
-    return Finding(gap <= 0.15, seen, "do not believe this model's FGSM figure: believe PGD's")
+    if subject.eps == 0:
+        return NOTHING
+    fgsm, pgd = subject.fgsm[subject.eps], subject.pgd[subject.eps]
+    seen = f"FGSM {fgsm:.3f}, PGD {pgd:.3f} at eps {subject.eps:.3g}"
+    return Finding(fgsm - pgd <= 0.15, seen, "do not believe this model's FGSM figure: believe PGD's")
 
 
 def pgd_falls_with_eps(subject: Subject) -> Finding:
     """A larger budget never leaves PGD more accuracy."""
-    accuracies = [_share(subject.correct), *(subject.pgd[eps] for eps in subject.budgets)]
-    rise = max(after - before for before, after in pairwise(accuracies))
-    return Finding(
-        rise <= TOLERANCE, f"largest rise between budgets {max(0.0, rise):.3f}", "PGD fails at large budgets"
-    )
+    rise = _largest_rise(subject, subject.pgd)
+    return Finding(rise <= TOLERANCE, f"largest rise between budgets {rise:.3f}", "PGD fails at large budgets")
 
 
 def pgd_converged(subject: Subject) -> Finding:
     """Twice the steps take off less than 2 points at eps."""
-    once, twice = subject.pgd_at(subject.eps, subject.pgd_steps), subject.pgd_at(subject.eps, 2 * subject.pgd_steps)
+    once, twice = subject.pgd[subject.eps], subject.pgd_at(subject.eps, 2 * subject.pgd_steps)
     seen = f"{subject.pgd_steps} steps leave {once:.3f}, {2 * subject.pgd_steps} leave {twice:.3f}"
     return Finding(once - twice < 0.02, seen, "raise audit.pgd_steps and fgsm_sweep.pgd_steps")
 
@@ -165,7 +166,7 @@ def pgd_unbounded_reaches_zero(subject: Subject) -> Finding:
 
 def pgd_restarts_agree(subject: Subject) -> Finding:
     """More random starts, an image counting as broken if one breaks it, take off less than 2 points at eps."""
-    once, worst = subject.pgd_at(subject.eps, subject.pgd_steps), _share(subject.pgd_restarted)
+    once, worst = subject.pgd[subject.eps], _share(subject.pgd_restarted)
     seen = f"one start leaves {once:.3f}, the worst of {subject.restarts} leaves {worst:.3f}"
     return Finding(
         once - worst < 0.02, seen, "the loss has many hollows: raise audit.restarts, believe the lower figure"
@@ -183,7 +184,7 @@ def undefended_is_broken(subject: Subject) -> Finding:
 def transfer_weaker_than_pgd(subject: Subject) -> Finding:
     """Examples made on the other model break no more than PGD on this one (Athalye 2018): else gradients are masked."""
     if subject.eps == 0:
-        return Finding(True, "eps is 0: nothing to compare", "")
+        return NOTHING
     transfer, pgd = subject.transfer[subject.eps], subject.pgd[subject.eps]
     seen = f"examples of the other model leave {transfer:.3f}, PGD {pgd:.3f} at eps {subject.eps:.3g}"
     return Finding(transfer >= pgd - TOLERANCE, seen, "an attack that never saw this model beats one that did")
@@ -199,10 +200,10 @@ def square_weaker_than_pgd(subject: Subject) -> Finding:
 
 def fgsm_falls_with_eps(subject: Subject) -> Finding:
     """FGSM accuracy does not rise by over 5 points from a budget to the next: the sign of catastrophic overfitting."""
-    accuracies = [_share(subject.correct), *(subject.fgsm[eps] for eps in subject.budgets)]
-    rise = max(after - before for before, after in pairwise(accuracies))
-    seen = f"largest rise between budgets {max(0.0, rise):.3f}"
-    return Finding(rise <= 0.05, seen, "the model has overfitted to the one step (Wong 2020)")
+    rise = _largest_rise(subject, subject.fgsm)
+    return Finding(
+        rise <= 0.05, f"largest rise between budgets {rise:.3f}", "the model has overfitted to the one step (Wong 2020)"
+    )
 
 
 def fgsm_close_to_worst_case(subject: Subject) -> Finding:
@@ -249,6 +250,12 @@ def target_is_hit(subject: Subject) -> Finding:
     best = max(hits, default=clean)
     seen = f"taken for the target: {clean:.3f} clean, {best:.3f} at the best budget"
     return Finding(best > clean, seen, "the targeted step misses: look at its sign")
+
+
+def _largest_rise(subject: Subject, accuracies: dict[float, float]) -> float:
+    """How much the accuracy rises from a budget to the next, from 0 on, at most; 0 where it never does."""
+    curve = [_share(subject.correct), *(accuracies[eps] for eps in subject.budgets)]
+    return max([0.0, *(after - before for before, after in pairwise(curve))])
 
 
 def _share(mask: Tensor) -> float:

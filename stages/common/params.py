@@ -113,6 +113,7 @@ class TrainRobust(_Section):
     ramp: Share
     label_smoothing: _number_in(0, 1, open_high=True)
     overfitting_gap: OpenShare
+    undo_overfitting: StrictBool
     pgd_steps: Count
     validation_images: Count
 

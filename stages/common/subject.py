@@ -1,6 +1,6 @@
 """A model under audit: what it is attacked with, and every accuracy that several checks share, measured once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -65,9 +65,14 @@ class Subject:
         return self._by_budget(attacks.worst_case(self.fgsm_survivors) & self.correct)
 
     @cached_property
+    def pgd_once(self) -> dict[float, Tensor]:
+        """Which images PGD from one start leaves correct at each of the budgets: bool (N,)."""
+        return {eps: self.pgd_survivors(eps, self.pgd_steps, self.seed, self.correct) for eps in self.budgets}
+
+    @cached_property
     def pgd(self) -> dict[float, float]:
-        """Accuracy under PGD at each of the budgets, each from a fresh start."""
-        return {eps: self.pgd_at(eps, self.pgd_steps) for eps in self.budgets}
+        """Accuracy under PGD from one start, at each of the budgets and at 0."""
+        return {eps: float(alive.double().mean()) for eps, alive in {0.0: self.correct, **self.pgd_once}.items()}
 
     def pgd_at(self, eps: float, steps: int) -> float:
         """Accuracy under PGD from one start."""
@@ -91,31 +96,24 @@ class Subject:
     @cached_property
     def pgd_restarted(self) -> Tensor:
         """Which images survive PGD at eps from every one of the starts, the strongest attack here: bool (N,)."""
-        alive = self.correct
-        for restart in range(self.restarts):
+        alive = self.pgd_once.get(self.eps, self.correct)
+        for restart in range(1, self.restarts):
             alive = self.pgd_survivors(self.eps, self.pgd_steps, self.seed + restart, alive)
         return alive
 
     @cached_property
     def transfer(self) -> dict[float, float]:
         """Accuracy under PGD examples of the other model, at each of the budgets."""
-        survivors = torch.zeros(len(self.budgets), len(self.image_set), dtype=torch.bool)
-        generator = self.generator()
-        for part, x, y in self._batches(self.image_set):
-            for row, eps in enumerate(self.budgets):
-                attacked = attacks.pgd(self.other, x, y, eps, steps=TRANSFER_STEPS, generator=generator)
-                survivors[row, part] = self.survive(attacked, y)
-        return self._by_budget(survivors)
+
+        def attack(x: Tensor, y: Tensor, eps: float, generator: torch.Generator) -> Tensor:
+            return attacks.pgd(self.other, x, y, eps, steps=TRANSFER_STEPS, generator=generator)
+
+        return self._accuracies(attack)
 
     @cached_property
     def noise(self) -> dict[float, float]:
         """Accuracy under random signs of the size of each of the budgets."""
-        survivors = torch.zeros(len(self.budgets), len(self.image_set), dtype=torch.bool)
-        generator = self.generator()
-        for part, x, y in self._batches(self.image_set):
-            for row, eps in enumerate(self.budgets):
-                survivors[row, part] = self.survive(attacks.sign_noise(x, eps, generator=generator), y)
-        return self._by_budget(survivors)
+        return self._accuracies(lambda x, y, eps, generator: attacks.sign_noise(x, eps, generator=generator))
 
     @cached_property
     def square(self) -> Tensor:
@@ -146,6 +144,15 @@ class Subject:
     def generator(self) -> torch.Generator:
         """A fresh source of randomness on the device: equal seeds, equal audits."""
         return torch.Generator(self.device).manual_seed(self.seed)
+
+    def _accuracies(self, attack: Callable[[Tensor, Tensor, float, torch.Generator], Tensor]) -> dict[float, float]:
+        """Accuracy at each of the budgets on what `attack(images, labels, eps, generator)` makes."""
+        survivors = torch.zeros(len(self.budgets), len(self.image_set), dtype=torch.bool)
+        generator = self.generator()
+        for part, x, y in self._batches(self.image_set):
+            for row, eps in enumerate(self.budgets):
+                survivors[row, part] = self.survive(attack(x, y, eps, generator), y)
+        return self._by_budget(survivors)
 
     def _by_budget(self, survivors: Tensor) -> dict[float, float]:
         return dict(zip(self.budgets, survivors.double().mean(1).tolist(), strict=True))

@@ -60,6 +60,7 @@ class Adversary:
     noise: float
     ramp: float
     overfitting_gap: float
+    undo_overfitting: bool
     pgd_steps: int
     validation_images: int
 
@@ -123,7 +124,8 @@ def train(
     one-step adversarial examples of the current model, whose budget grows over the first `ramp` of training to `goal`;
     after each epoch held-out images are attacked with FGSM and PGD. An epoch that has overfitted to the one step (FGSM
     minus PGD accuracy above `overfitting_gap`) or that knows little more than chance is discarded: training goes back
-    to the best weights and on with a smaller budget. The best of the sound epochs by PGD at `goal` is kept.
+    to the best weights and on with a smaller budget. The best of the sound epochs by PGD at `goal` is kept. Without
+    `undo_overfitting` such epochs are only marked, and the last one is kept.
 
     `resume_from` is a work file: written after each epoch, read if it is of this very run, deleted at the end.
     """
@@ -190,7 +192,7 @@ def train(
                 row |= found
                 _judge(row, pgd_at_goal, model, optimizer, state, adversary)
             state.rows.append(row)
-            _report(name, row, recipe.epochs, bar.write)
+            _report(name, row, recipe.epochs, bar.write, undone=adversary is None or adversary.undo_overfitting)
             _save(resume_from, run, model, optimizer, state)
             log(state.rows)
 
@@ -288,8 +290,8 @@ def _judge(
     row["overfitted"] = int(row["gap"] > adversary.overfitting_gap)
     chance = 1 / len(model.classes)
     row["collapsed"] = int(row["val_accuracy"] < chance + LEARNT * (1 - chance))
-    if not row["overfitted"] and not row["collapsed"]:
-        if pgd_at_goal >= state.best_pgd:
+    if not adversary.undo_overfitting or not (row["overfitted"] or row["collapsed"]):
+        if pgd_at_goal >= state.best_pgd or not adversary.undo_overfitting:
             state.best = {key: value.detach().clone() for key, value in model.state_dict().items()}
             state.best_epoch, state.best_pgd = int(row["epoch"]), pgd_at_goal
         return
@@ -308,14 +310,16 @@ def _best(state: _Progress, name: str) -> dict[str, Tensor]:
     return state.best
 
 
-def _report(name: str, row: dict[str, float], epochs: int, write: Callable[[str], None]) -> None:
+def _report(name: str, row: dict[str, float], epochs: int, write: Callable[[str], None], *, undone: bool) -> None:
     line = f"{name}: epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}  val accuracy {row['val_accuracy']:.3f}"
     if "val_pgd" in row:
         line += f"  eps {row['eps']:.3f}  FGSM {row['val_fgsm']:.3f}  PGD {row['val_pgd']:.3f}"
         if row["overfitted"]:
-            line += "  catastrophic overfitting: going back"
+            line += "  catastrophic overfitting"
         elif row["collapsed"]:
-            line += "  little better than chance: going back"
+            line += "  little better than chance"
+        if undone and (row["overfitted"] or row["collapsed"]):
+            line += ": going back"
     write(line) if sys.stderr.isatty() else print(line, flush=True)
 
 
