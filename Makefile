@@ -42,10 +42,7 @@ seeds: setup     ## mean and interval of every figure over N seeds (make seeds N
 	python -m scripts.seeds $(or $(N),3)
 
 bench: setup     ## speed beside peers in the same run, on the prepared CIFAR-10: ten minutes on a quiet machine
-	python -m benchmarks.sweep
-	python -m benchmarks.training
-	python -m benchmarks.ood
-	python -m benchmarks.time_to_accuracy
+	python -m benchmarks
 
 autoattack: setup   ## the robust model under AutoAttack and PGD-50 x 10, beside the audit's figure: half an hour
 	python -m benchmarks.autoattack

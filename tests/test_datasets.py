@@ -238,6 +238,16 @@ def contents(split):
     return {image.tobytes() for image in split.images}
 
 
+def test_experiments_in_a_temporary_copy_find_the_projects_raw_data(place, monkeypatch):
+    write_zips()
+    expected = outcome()
+    copy = place / ".dvc/tmp/exps/tmpabc123"
+    copy.mkdir(parents=True)
+    (copy / "params.yaml").write_bytes((place / "params.yaml").read_bytes())
+    monkeypatch.chdir(copy)
+    assert outcome() == expected
+
+
 def test_split_is_disjoint_stratified_and_seeded(place):
     write_zips()
     first = datasets.load(params.load())

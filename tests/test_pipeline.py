@@ -4,8 +4,6 @@ import ast
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,21 +13,10 @@ from pydantic import BaseModel
 
 from scripts import picture, summary
 from stages.common import params
+from tests.repository import ROOT, SMALL, call, new_repository, ran
 
-ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 CHOSEN = {"dataset": "digits", "model.name": "whitened_cnn"}
-SMALL = {  # a run of seconds; every key is one that a person might set
-    "dataset": "digits",
-    "eps": "8/255",
-    "targeted_sweep.target": "4",
-    "models.whitened_cnn.widths": "[8,16]",
-    "datasets.digits.training.epochs_standard": "2",
-    "datasets.digits.training.epochs_robust": "3",
-    "fgsm_sweep.pgd_images": "50",
-    "audit.images": "50",
-    "audit.square_queries": "20",
-}
 
 
 def imported(path: Path) -> set[str]:
@@ -123,32 +110,10 @@ def test_ood_classes_do_not_touch_what_training_reads():
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A temporary repository with the files of the working tree, and a first experiment run in it on the digits."""
-    folder = tmp_path_factory.mktemp("clone")
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-    )
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file() and not name.startswith(("metrics/", "plots/", "dvc.lock")):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
-        call(folder, "git", *command)
+    """A temporary repository, and a first experiment run in it on the digits."""
+    folder = new_repository(tmp_path_factory.mktemp("clone"), {})
     assert call(folder, "dvc", "exp", "run", *(f"-S{key}={value}" for key, value in SMALL.items())).returncode == 0
     return folder
-
-
-def call(folder: Path, *command: str, ok: bool = True) -> subprocess.CompletedProcess:
-    identity = {f"GIT_{who}_{what}": "tests@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    env = os.environ | identity | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    env.pop("PYTHONPATH", None)
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
-    assert done.returncode == 0 or not ok, done.stdout + done.stderr
-    return done
-
-
-def ran(done: subprocess.CompletedProcess) -> set[str]:
-    return set(re.findall(r"Running stage '(\w+)'", done.stdout))
 
 
 def test_the_pipeline_runs_end_to_end(clone):
@@ -191,7 +156,7 @@ def test_every_plot_is_drawn(clone, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     drawn = picture.specs()
     tables = {next(iter(p)) for spec in STAGES.values() for p in spec.get("plots", []) if ".csv" in str(p)}
-    assert tables | {"FGSM against PGD", "Targeted accuracy"} == set(drawn)
+    assert tables | {"FGSM against PGD", "Targeted accuracy", "Attacks on max logit"} == set(drawn)
     for name, spec in drawn.items():
         svg = picture.vl_convert.vegalite_to_svg(spec)
         drawing = r'class="mark-(line|area|rect)[^>]*>.*?<path[^>]* d="M[^"]{10,}'

@@ -197,12 +197,18 @@ def _read_cifar(name: str, wanted: Sequence[Part]) -> dict[Part, Images]:
 
 
 def _roots() -> list[Path]:
+    """Where raw data may lie, the first choice first.
+
+    `dvc exp run --temp` and queued experiments run in a copy of the project below its .dvc/tmp/exps, which leaves out
+    what git ignores: there the project's own data/raw counts too.
+    """
+    roots = [RAW, *(parent.parent / RAW for parent in Path.cwd().parents if parent.name == ".dvc")]
     named = os.environ.get("CIFAR_ROOT")
     if not named:
-        return [RAW]
+        return roots
     if not Path(named).is_dir():
         raise UserError(f"CIFAR_ROOT = {named!r} is not a folder; correct it, or unset it to use {RAW}")
-    return [Path(named), RAW]
+    return [Path(named), *roots]
 
 
 def _read_zip(path: Path, name: str, wanted: Sequence[Part]) -> dict[Part, Images]:

@@ -1,0 +1,58 @@
+"""Every benchmark beside its peers in one run, as one markdown table: python -m benchmarks
+
+Prints the table and writes it into docs/performance.md, between its markers. --quick uses a few embedded images and
+writes nothing.
+"""
+
+import argparse
+from pathlib import Path
+
+from benchmarks import common, ood, sweep, time_to_accuracy, training
+from stages.common import artifacts
+from stages.common.errors import UserError, run
+
+DOCUMENT = Path("docs/performance.md")
+START, END = "<!-- table: python -m benchmarks -->", "<!-- /table -->"
+
+
+def rows(quick: bool):
+    """What is measured, ours, the peer's, and their ratio; the shortest first."""
+    for peer, found in sweep.measure(quick).items():
+        what = f"FGSM sweep of nine budgets, {found['equal']:.1%} equal predictions"
+        yield what, f"{found['ours_s']:.2f} s", f"{peer}: {found['peer_s']:.2f} s", found["ratio"]
+    found = ood.measure(quick)
+    what = f"{len(ood.SAME)} OOD scores, rank correlation {found['lowest_rank_correlation']:.5f} or more"
+    yield what, f"{found['ours_s']:.1f} s", f"pytorch-ood: {found['peer_s']:.1f} s", found["ratio"]
+    found = training.measure(quick)
+    what = f"training, at {found['share_of_matrix_product']:.2f} of a float32 matrix product's speed"
+    ours, peer = (
+        f"{found[f'{side}_images_s']:.0f} images/s, {found[f'{side}_gb']:.2f} GB" for side in ("ours", "peer")
+    )
+    yield what, ours, f"DataLoader loop, the same net: {peer}", found["ratio"]
+    found = time_to_accuracy.measure(quick)
+    what = f"training to {time_to_accuracy.GOAL:.0%} test accuracy"
+    ours, peer = (f"{found[f'{side}_s']:.0f} s ({found[f'{side}_accuracy']:.3f})" for side in ("ours", "study"))
+    yield what, ours, f"the study's recipe: {peer}", found["ratio"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few embedded images instead of CIFAR-10")
+    quick = parser.parse_args().quick
+    lines = ["| measured | ours | peer | times faster |", "|---|---|---|---:|"]
+    for what, ours, peer, ratio in rows(quick):
+        lines.append(f"| {what} | {ours} | {peer} | {ratio:.2f} |")
+        print(lines[-1], flush=True)
+    table = "\n".join([f"Measured on {common.machine()}.", "", *lines])
+    if quick:
+        return
+    text = DOCUMENT.read_text(encoding="utf-8")
+    before, found, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not found or not end:
+        raise UserError(f"{DOCUMENT} lacks the lines {START} and {END}, between which the table belongs")
+    artifacts.write_bytes(DOCUMENT, f"{before}{START}\n{table}\n{END}{after}".encode())
+
+
+if __name__ == "__main__":
+    run(main)

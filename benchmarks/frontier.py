@@ -1,0 +1,70 @@
+"""Test accuracy against minutes of training: the standard recipe at several lengths and widths, each from nothing.
+
+    python -m benchmarks.frontier            # docs/frontier.csv and docs/frontier.png; ten minutes
+
+Times are of `training.train`, validation after each epoch included.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from benchmarks import common
+from stages.common import artifacts, evaluation, images, params, training
+from stages.common.errors import run
+
+TABLE, PICTURE = Path("docs/frontier.csv"), Path("docs/frontier.png")
+
+
+def measure(epochs: int) -> dict[str, float]:
+    """One training of the recipe in params.yaml, cut to `epochs`."""
+    knobs = params.load()
+    train, val, test = (images.read(name) for name in ("train", "val", "test"))
+    recipe = training.recipe(knobs, epochs=epochs, label_smoothing=knobs.training.label_smoothing)
+    model, options = training.new_model(knobs, train)
+    with TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        training.train(model, train, val, recipe, resume_from=Path(folder) / "resume.pt", name=f"{epochs} epochs")
+        minutes = (time.perf_counter() - start) / 60
+    widths = "/".join(map(str, options["widths"]))
+    return {"widths": widths, "epochs": epochs, "minutes": minutes, "accuracy": evaluation.accuracy(model, test)}
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    figure = Figure(figsize=(5.2, 3.4), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    for widths, rows in table.sort_values("minutes").groupby("widths", sort=False):
+        axes.plot(rows.minutes, rows.accuracy, marker="o", label=f"widths {widths}")
+        for row in rows.itertuples():
+            axes.annotate(
+                str(row.epochs), (row.minutes, row.accuracy), (4, -10), textcoords="offset points", fontsize=8
+            )
+    axes.set_xscale("log")
+    axes.set_xlabel("minutes of training on two cores (numbers: epochs)")
+    axes.set_ylabel("test accuracy")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 2, 4, 8, 14])
+    images.device("cpu")
+    print(common.machine())
+    old = pd.read_csv(TABLE) if TABLE.is_file() else pd.DataFrame(columns=["widths", "epochs", "minutes", "accuracy"])
+    for epochs in parser.parse_args().epochs:
+        row = measure(epochs)
+        print(f"{row['widths']}, {epochs} epochs: {row['accuracy']:.4f} in {row['minutes']:.2f} minutes", flush=True)
+        old = old[(old.widths != row["widths"]) | (old.epochs != epochs)]
+        old = pd.concat([old, pd.DataFrame([row])] if len(old) else [pd.DataFrame([row])])
+        artifacts.write_table(TABLE, old.sort_values(["widths", "epochs"]), places=4)
+    artifacts.write_figure(PICTURE, draw(pd.read_csv(TABLE)))
+
+
+if __name__ == "__main__":
+    run(main)

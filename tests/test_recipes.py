@@ -1,0 +1,117 @@
+"""docs/extending.md: every recipe, applied word for word to a fresh clone, runs and shows up where it says."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from tests.repository import ROOT, SMALL, call, new_repository, ran
+
+RECIPES = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", (ROOT / "docs/extending.md").read_text(), re.M | re.S))
+BLOCK = re.compile(r"^```(?:python|yaml)\n# (\S+), (new|above|below|instead of)(?:: (.*?))?\n(.*?)^```$", re.M | re.S)
+
+
+def apply(recipe, folder):
+    """Write the recipe's blocks into the clone; each place that it names must be there exactly once."""
+    blocks = BLOCK.findall(recipe)
+    assert blocks
+    for name, where, line, text in blocks:
+        path = folder / name
+        if where == "new":
+            assert not path.exists()
+            path.write_text(text)
+            continue
+        lines = path.read_text().splitlines(keepends=True)
+        places = [i for i, found in enumerate(lines) if found.startswith(line)]
+        assert len(places) == 1, f"{name}: {line!r} stands there {len(places)} times"
+        start, end = {"above": (0, 0), "below": (1, 1), "instead of": (0, 1)}[where]
+        lines[places[0] + start : places[0] + end] = [text]
+        path.write_text("".join(lines))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A repository in which the pipeline has run on the digits, with small settings and its results committed."""
+    folder = new_repository(tmp_path_factory.mktemp("finished"), SMALL | {"targeted_sweep.target": "null"})
+    call(folder, "dvc", "repro")
+    call(folder, "git", "add", "-A")
+    call(folder, "git", "commit", "-qm", "results")
+    return folder
+
+
+@pytest.fixture
+def clone(finished, tmp_path):
+    """A copy of it to change, its cache included."""
+    return Path(shutil.copytree(finished, tmp_path / "clone"))
+
+
+def run(recipe, folder):
+    """Apply the recipe and run its command, then what it leaves must pass the linter too."""
+    apply(recipe, folder)
+    (command,) = re.findall(r"^```sh\n(.*?)\n```$", recipe, re.M | re.S)
+    call(folder, "git", "add", "-A")
+    call(folder, "git", "commit", "-qm", "recipe")
+    call(folder, "ruff", "check", "--quiet", ".")
+    call(folder, "ruff", "format", "--check", "--quiet", "stages")
+    return call(folder, *command.split())
+
+
+def metrics(folder, name):
+    return json.loads((folder / f"metrics/{name}.json").read_text())
+
+
+def test_an_ood_score(clone):
+    assert ran(run(RECIPES["An OOD score"], clone)) == {"ood_eval", "ood_attack"}
+    found = metrics(clone, "ood")
+    assert all(0 < found[model]["logit_deviation"]["auroc"] < 1 for model in ("standard", "robust"))
+    assert "logit_deviation" in set(pd.read_csv(clone / "plots/ood_scores.csv").score)
+
+
+def test_a_training_attack(clone):
+    run(RECIPES["A training attack"], clone)
+    assert yaml.safe_load((clone / "params.yaml").read_text())["train_robust"]["attack"] == "two-step"
+    assert metrics(clone, "train_robust")["accuracy"]["test"] > 0.2
+
+
+def test_a_model(clone):
+    run(RECIPES["A model"], clone)
+    assert metrics(clone, "train_standard")["accuracy"]["test"] > 0.15
+    assert metrics(clone, "ood")["standard"]["deep_knn"]["auroc"] > 0
+
+
+def test_a_data_set(clone):
+    run(RECIPES["A data set"], clone)
+    data = metrics(clone, "data")
+    assert data["dataset"] == "bars" and data["image_shape"] == [1, 12, 12] and data["ood_classes"] == ["slanting"]
+    assert metrics(clone, "train_standard")["accuracy"]["test"] > 0.9
+
+
+def test_a_stage(clone):
+    assert ran(run(RECIPES["A stage"], clone)) == {"confusion"}
+    table = pd.read_csv(clone / "plots/confusion.csv")
+    assert set(table.model) == {"standard", "robust"} and len(table) == 2 * metrics(clone, "data")["sizes"]["test"]
+    assert "plots/confusion.csv" in call(clone, "dvc", "plots", "show", "--json", "plots/confusion.csv").stdout
+
+
+def test_a_team_shares_checkpoints_through_a_remote(clone, tmp_path_factory):
+    """dvc push, a fresh clone, dvc pull: every plot comes back, and nothing is trained."""
+    store, other = tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("other")
+    call(clone, "dvc", "remote", "add", "-d", "team", str(store))
+    call(clone, "git", "add", "-A")
+    call(clone, "git", "commit", "-qm", "a remote")
+    call(clone, "dvc", "push")
+    call(other, "git", "clone", "-q", str(clone), ".")
+    assert not (other / "data/checkpoints").exists()
+    call(other, "dvc", "pull")
+    done = call(other, "dvc", "repro")
+    assert not ran(done) and "up to date" in done.stdout
+    for name in ("standard", "robust"):
+        path = f"data/checkpoints/{name}.pt"
+        assert (other / path).read_bytes() == (clone / path).read_bytes()
+    shown = json.loads(call(other, "dvc", "plots", "show", "--json").stdout)
+    assert len(shown["data"]) == len(json.loads(call(clone, "dvc", "plots", "show", "--json").stdout)["data"]) > 15
+    assert not shown.get("errors")
