@@ -1,12 +1,13 @@
 """README says what is so: its figures are the committed ones, its files, targets and parameters exist."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from scripts import summary, verdicts
+from scripts import detection, headline, summary, verdicts
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,9 +26,25 @@ def test_the_verdicts_are_what_the_command_prints(monkeypatch):
     assert shown and shown[1].strip() == verdicts.table(verdicts.read())
 
 
+def test_the_ood_tables_are_what_the_command_prints(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs/ood.md").read_text()
+    for name, text in detection.tables().items():
+        shown = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", page, re.S)
+        assert shown and shown[1].strip() == text, name
+
+
+def test_the_headline_is_what_the_command_prints(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    shown = re.search(r"<!-- headline: python -m scripts.headline -->\n(.*?)\n<!-- /headline -->", README, re.S)
+    kept = json.loads(headline.KEPT.read_text())
+    assert shown and shown[1].strip() == headline.table(kept, headline.figures_of(None))
+
+
 def test_links_lead_somewhere():
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        assert link.startswith("http") or (ROOT / link).exists(), link
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_make_targets_exist():

@@ -28,6 +28,8 @@ def apply(recipe, folder):
         lines = path.read_text().splitlines(keepends=True)
         places = [i for i, found in enumerate(lines) if found.startswith(line)]
         assert len(places) == 1, f"{name}: {line!r} stands there {len(places)} times"
+        if where == "above" and name.endswith(".py") and not text.startswith(" "):
+            text = text.rstrip("\n") + "\n\n\n"  # functions and classes stand two lines apart
         start, end = {"above": (0, 0), "below": (1, 1), "instead of": (0, 1)}[where]
         lines[places[0] + start : places[0] + end] = [text]
         path.write_text("".join(lines))
