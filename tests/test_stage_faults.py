@@ -1,5 +1,6 @@
 """What a person meets when a stage cannot work: one message, exit status not 0, nothing written, nothing lost."""
 
+import io
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages.common import artifacts, models
+from stages.common import artifacts, errors, models
 
 ROOT = Path(__file__).parents[1]
 NEEDS = {
@@ -20,6 +21,7 @@ NEEDS = {
     "fgsm_sweep": "test.npz",
     "targeted_sweep": "test.npz",
     "ood_eval": "train.npz",
+    "ood_attack": "train.npz",
     "audit": "test.npz",
 }
 
@@ -131,3 +133,19 @@ def test_a_killed_training_goes_on_to_the_same_bytes(project, name, number):
     for file in (f"data/checkpoints/{name}.pt", f"metrics/train_{name}.json", f"plots/training_{name}.csv"):
         assert (project / file).read_bytes() == (whole / file).read_bytes(), file
     assert not work.exists()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_colours_only_where_a_terminal_shows_them(monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    painted = errors.paint("error:", "bold red", Terminal())
+    assert painted.startswith("\x1b[") and "error:" in painted
+    assert errors.paint("error:", "bold red", io.StringIO()) == "error:"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert errors.paint("error:", "bold red", Terminal()) == "error:"
