@@ -55,7 +55,7 @@ def data(quick: bool):
 def ours(model, train, scored) -> dict[str, torch.Tensor]:
     sight, options = detectors.settings(params.load())
     fitted = detectors.fit_on(model, train, sight, options, names=SAME)
-    return detectors.score(fitted, detectors.see(model, scored, sight, views=("plain",)))
+    return detectors.score(fitted, detectors.see(model, scored, sight, names=("plain",)))
 
 
 def peer(model, train, scored) -> dict[str, torch.Tensor]:

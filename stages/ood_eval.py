@@ -75,13 +75,15 @@ def rows(found, unknown, accept, level):
         for key, ood in unknown.items():
             for score, parts in found[model].items():
                 pair, base = (parts["id"], parts[key]), found[model][BASELINE]
-                test = detection.delong_test(*pair, base["id"], base[key], confidence=level)
+                test = {}
+                if score != BASELINE:
+                    test = detection.delong_test(*pair, base["id"], base[key], confidence=level)
                 yield {
                     **{"model": model, "set": key, "score": score, "id_images": len(pair[0]), "ood_images": len(ood)},
                     **detection.evaluate(*pair, confidence=level),
                     **detection.balanced(*pair),
                     **detection.at_threshold(parts["val"], *pair, accept=accept),
-                    **{f"minus_{BASELINE}{suffix}": test[name] for name, suffix in PAIRED.items()},
+                    **{f"minus_{BASELINE}{suffix}": test.get(name) for name, suffix in PAIRED.items()},
                 }
 
 

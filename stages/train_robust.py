@@ -4,10 +4,9 @@ In:  data/prepared/{train,val,test}.npz
 Out: data/checkpoints/robust.pt, metrics/train_robust.json, plots/training_robust.csv
 """
 
-from pathlib import Path
 from typing import Any
 
-from stages.common import artifacts, errors, evaluation, images, models, params, training
+from stages.common import artifacts, errors, evaluation, images, models, params, training, workspace
 
 
 def worth(metrics: dict[str, Any], eps: float, chance: float) -> str:
@@ -50,7 +49,7 @@ def main() -> None:
         recipe,
         adversary=adversary,
         device=device,
-        resume_from=Path("data/resume/robust.pt"),
+        resume_in=workspace.resume_folder(),
         log=lambda rows: artifacts.write_table(table, rows),
         name="robust",
     )

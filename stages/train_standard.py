@@ -4,9 +4,7 @@ In:  data/prepared/{train,val,test}.npz
 Out: data/checkpoints/standard.pt, metrics/train_standard.json, plots/training_standard.csv
 """
 
-from pathlib import Path
-
-from stages.common import artifacts, errors, evaluation, images, models, params, training
+from stages.common import artifacts, errors, evaluation, images, models, params, training, workspace
 
 
 def main() -> None:
@@ -25,7 +23,7 @@ def main() -> None:
         sets["val"],
         recipe,
         device=device,
-        resume_from=Path("data/resume/standard.pt"),
+        resume_in=workspace.resume_folder(),
         log=lambda rows: artifacts.write_table(table, rows),
         name="standard",
     )

@@ -21,8 +21,8 @@ def sound(digits, tmp_path_factory):
     recipe = training.Recipe(8, 64, 0.4, 0.85, 1e-3, 0.2, 0.1, False, 1, None, False, False, 0)
     adversary = training.Adversary(EPS, EPS, "n-fgsm", 1.0, 2.0, 0.5, 0.3, True, 3, 50)
     train, val = digits.take(torch.arange(1400)), digits.take(torch.arange(1400, 1600))
-    work = tmp_path_factory.mktemp("work") / "work.pt"
-    training.train(model, train, val, recipe, adversary=adversary, resume_from=work, name="sound")
+    work = tmp_path_factory.mktemp("work")
+    training.train(model, train, val, recipe, adversary=adversary, resume_in=work, name="sound")
     return model
 
 
@@ -225,7 +225,7 @@ def test_the_studys_own_training_is_flagged(digits, tmp_path):
     recipe = training.Recipe(10, 64, 0.4, 0.85, 0.0, 0.2, 0.0, False, 1, None, False, False, 0)
     adversary = training.Adversary(0.3, 0.3, "fgsm", 1.0, 0.0, 0.0, 0.999, True, 3, 50)
     train, val = digits.take(torch.arange(1400)), digits.take(torch.arange(1400, 1600))
-    training.train(model, train, val, recipe, adversary=adversary, resume_from=tmp_path / "w", name="plain FGSM")
+    training.train(model, train, val, recipe, adversary=adversary, resume_in=tmp_path, name="plain FGSM")
     asked = subject(model, digits, eps=0.3)
     assert asked.pgd[0.3] < 0.15 < asked.fgsm[0.3]
     assert "fgsm_close_to_pgd" in failed(asked)

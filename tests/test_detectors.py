@@ -63,9 +63,11 @@ def test_the_deep_view_does_not_tell_left_from_right_if_a_mirror_image_means_the
     x = images.to_float(digits.images[:20])
     mirrored = x.flip(3).contiguous()
     with torch.no_grad():
-        for one, other in zip(*(detectors.deep(model, side, SIGHT) for side in (x, mirrored)), strict=True):
+        for one, other in zip(
+            *(detectors.views(model, side, SIGHT, ["deep"])["deep"] for side in (x, mirrored)), strict=True
+        ):
             torch.testing.assert_close(one, other)
-        alone = detectors.deep(model, x, SIGHT._replace(mirror=False))
+        alone = detectors.views(model, x, SIGHT._replace(mirror=False), ["deep"])["deep"]
         torch.testing.assert_close(alone.logits, model(x))
     lengths = [part.norm(dim=1) for part in alone.features.split([layer.shape[1] for layer in model.layers(x)], dim=1)]
     for length in lengths:  # each group weighs the same
@@ -77,7 +79,7 @@ def test_odin_equals_pytorch_ood(model, digits):
 
     # inside [0, 1] by more than the step, where clamping to the image, which ODIN does not do, changes nothing
     x = images.to_float(digits.images[:100]) * 0.9 + 0.05
-    output = detectors.odin(model, x, SIGHT)
+    output = detectors.views(model, x, SIGHT, ["odin"])["odin"]
     ours = DETECTORS["odin"].fit(scores.FitData(*output, digits.labels[:100]), OPTIONS)(*output)
     reference = ODIN(model, eps=SIGHT.odin_eps, temperature=SIGHT.odin_temperature).predict(x)
     torch.testing.assert_close(ours.sigmoid().float(), -reference.detach().cpu(), rtol=0, atol=1e-6)
@@ -86,7 +88,7 @@ def test_odin_equals_pytorch_ood(model, digits):
 def test_odin_makes_images_more_like_what_they_are_taken_for(model, digits):
     x = images.to_float(digits.images[:200])
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    moved = detectors.odin(model, x, SIGHT).logits * SIGHT.odin_temperature
+    moved = detectors.views(model, x, SIGHT, ["odin"])["odin"].logits * SIGHT.odin_temperature
     with torch.no_grad():
         logits = model(x)
     predicted = logits.argmax(1)

@@ -19,7 +19,7 @@ def model(digits, tmp_path_factory):
     model.adapt(images.to_float(digits.images))
     recipe = training.Recipe(4, 64, 0.4, 0.85, 1e-3, 0.2, 0.1, False, 1, None, False, False, 0)
     train, val = digits.take(torch.arange(1400)), digits.take(torch.arange(1400, 1600))
-    training.train(model, train, val, recipe, resume_from=tmp_path_factory.mktemp("work") / "work.pt", name="test")
+    training.train(model, train, val, recipe, resume_in=tmp_path_factory.mktemp("work"), name="test")
     return model
 
 

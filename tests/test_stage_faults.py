@@ -110,14 +110,16 @@ def test_checkpoints_of_another_kind_are_refused(project):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("name", ["standard", "robust"])
 def test_a_killed_training_goes_on_to_the_same_bytes(project, name, number):
+    longer = (project / "params.yaml").read_text().replace(f"epochs_{name}: 12", f"epochs_{name}: 30")
+    (project / "params.yaml").write_text(longer)  # so that it is still at work when the signal comes
     assert run("prepare", project)[0] == 0
-    whole = project.parent / "whole"
-    shutil.copytree(project, whole, dirs_exist_ok=True)
-    assert run(f"train_{name}", whole)[0] == 0
-
-    process = start(f"train_{name}", project)
-    work = project / f"data/resume/{name}.pt"
-    while not work.exists() and process.poll() is None:
+    whole = project.parent / f"{project.name}-whole"
+    shutil.copytree(project, whole)
+    queued = project / ".dvc/tmp/exps/tmp1234"  # as `dvc exp run --temp` and queued experiments
+    shutil.copytree(whole, queued)
+    place = queued if number == signal.SIGKILL else project
+    process = start(f"train_{name}", place)
+    while not (work := list((project / "data/resume").glob(f"{name}-*.pt"))) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)
     _, err = process.communicate()
@@ -125,14 +127,15 @@ def test_a_killed_training_goes_on_to_the_same_bytes(project, name, number):
     if number == signal.SIGINT:
         assert "interrupted" in err and "Traceback" not in err
         assert not [file for file in files(project) if Path(file).name.startswith(".")]
-    assert not (project / f"data/checkpoints/{name}.pt").exists()
+    assert not (place / f"data/checkpoints/{name}.pt").exists()
 
     status, out, err = run(f"train_{name}", project)
     assert status == 0, err
     assert "going on after epoch" in out
+    assert run(f"train_{name}", whole)[0] == 0
     for file in (f"data/checkpoints/{name}.pt", f"metrics/train_{name}.json", f"plots/training_{name}.csv"):
         assert (project / file).read_bytes() == (whole / file).read_bytes(), file
-    assert not work.exists()
+    assert not work[0].exists()
 
 
 class Terminal(io.StringIO):

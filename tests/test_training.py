@@ -1,5 +1,6 @@
 """The training loop: what it learns, that it repeats and resumes to the byte, and that it notices a broken epoch."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,9 +48,7 @@ def fit(halves, folder, recipe=RECIPE, adversary=None):
     torch.manual_seed(recipe.seed)
     model = models.build("whitened_cnn", channels=1, classes=list("0123456789"), widths=[16, 16])
     model.adapt(images.to_float(halves[0].images))
-    result = training.train(
-        model, *halves, recipe, adversary=adversary, resume_from=Path(folder) / "work.pt", name="test"
-    )
+    result = training.train(model, *halves, recipe, adversary=adversary, resume_in=Path(folder), name="test")
     return model, result
 
 
@@ -63,7 +62,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(halves, tmp_path, monke
     recipe = replace(RECIPE, bfloat16=bfloat16)
     whole, result = fit(halves, tmp_path / "whole", recipe, adversary)
     assert result.rows[-1]["val_accuracy"] > 0.85 and len(result.rows) == RECIPE.epochs
-    assert not (tmp_path / "whole/work.pt").exists()
+    assert not list((tmp_path / "whole").iterdir())
 
     save = training._save
 
@@ -85,15 +84,28 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(halves, tmp_path, monke
 
 def test_work_files_of_other_runs_and_damaged_ones_are_left_aside(halves, tmp_path, monkeypatch, capsys):
     short = replace(RECIPE, epochs=1)
-    whole, _ = fit(halves, tmp_path / "whole", short)
-    for name, content in {"damaged": b"no work file", "foreign": None}.items():
-        (tmp_path / name).mkdir()
-        if content:
-            (tmp_path / name / "work.pt").write_bytes(content)
+    save, used = training._save, []
+    monkeypatch.setattr(training, "_save", lambda path, *rest: (used.append(path), save(path, *rest)))
+    whole, _ = fit(halves, tmp_path, short)
+    for content in (b"no work file", {"run": "another", "rows": []}):
+        if isinstance(content, bytes):
+            used[0].write_bytes(content)
         else:
-            artifacts.write_checkpoint(tmp_path / name / "work.pt", {"run": "another", "rows": []})
-        assert same(whole, fit(halves, tmp_path / name, short)[0])
+            artifacts.write_checkpoint(used[0], content)
+        assert same(whole, fit(halves, tmp_path, short)[0])
     assert "going on" not in capsys.readouterr().out
+    fit(halves, tmp_path, replace(short, seed=1))
+    assert used[0] == used[1] == used[2] != used[3]
+
+
+def test_few_work_files_of_runs_given_up_are_kept(tmp_path):
+    files = [tmp_path / f"{name}-{i:016}.pt" for name in ("standard", "robust") for i in range(20)]
+    for age, file in enumerate(files):
+        file.touch()
+        os.utime(file, (1e9 - age, 1e9 - age))
+    training._tidy(tmp_path, "standard")
+    assert sorted(tmp_path.iterdir()) == sorted(files[: training.ABANDONED] + files[20:])
+    training._tidy(tmp_path / "absent", "standard")
 
 
 def test_overfitting_is_noticed_undone_and_the_best_sound_epoch_kept(halves, tmp_path, monkeypatch):
@@ -314,7 +326,7 @@ def test_the_table_grows_as_epochs_end_and_is_whole_after_a_resumption(halves, t
         model,
         *halves,
         replace(RECIPE, epochs=2),
-        resume_from=tmp_path / "work.pt",
+        resume_in=tmp_path,
         log=lambda rows: lengths.append(len(rows)),
         name="test",
     )

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from stages.common import labels
+from stages.common import labels, workspace
 from stages.common.errors import UserError
 from stages.common.params import Params
 
@@ -197,12 +197,8 @@ def _read_cifar(name: str, wanted: Sequence[Part]) -> dict[Part, Images]:
 
 
 def _roots() -> list[Path]:
-    """Where raw data may lie, the first choice first.
-
-    `dvc exp run --temp` and queued experiments run in a copy of the project below its .dvc/tmp/exps, which leaves out
-    what git ignores: there the project's own data/raw counts too.
-    """
-    roots = [RAW, *(parent.parent / RAW for parent in Path.cwd().parents if parent.name == ".dvc")]
+    """Where raw data may lie, the first choice first."""
+    roots = [home / RAW for home in workspace.homes()]
     named = os.environ.get("CIFAR_ROOT")
     if not named:
         return roots

@@ -48,38 +48,59 @@ DETECTORS: dict[str, Detector] = {
 }
 
 
-def plain(model: Classifier, batch: Tensor, sight: Sight) -> Output:
+class _Pass(NamedTuple):
+    """One forward pass of a batch, which all views share; the gradient is there for those that ask for it."""
+
+    batch: Tensor
+    layers: list[Tensor]  # as Classifier.layers
+    logits: Tensor
+    gradient: Tensor | None  # of the loss that ODIN lowers
+
+
+def _plain(model: Classifier, seen: _Pass, sight: Sight) -> Output:
     """The classifier as it is: logits and penultimate features."""
-    features = model.features(batch)
-    return Output(model.head(features), features)
+    return Output(seen.logits, seen.layers[-1])
 
 
-def deep(model: Classifier, batch: Tensor, sight: Sight) -> Output:
+def _deep(model: Classifier, seen: _Pass, sight: Sight) -> Output:
     """Every group of layers, each scaled to length 1, side by side; the mean over the image and its mirror image.
 
     A nearest neighbour in it is alike in colour and texture as well as in what the classifier concludes.
     """
-    views = [batch, batch.flip(3).contiguous(memory_format=torch.channels_last)] if sight.mirror else [batch]
-    layers = [model.layers(view) for view in views]
-    logits = torch.stack([model.head(view[-1]) for view in layers]).mean(0)
-    features = torch.stack([torch.cat([F.normalize(layer, dim=1) for layer in view], 1) for view in layers]).mean(0)
-    return Output(logits, features)
+    logits, layers = [seen.logits], [seen.layers]
+    if sight.mirror:
+        layers.append(model.layers(seen.batch.flip(3).contiguous(memory_format=torch.channels_last)))
+        logits.append(model.head(layers[-1][-1]))
+    features = [torch.cat([F.normalize(layer, dim=1) for layer in side], 1) for side in layers]
+    return Output(torch.stack(logits).mean(0), torch.stack(features).mean(0))
 
 
-def odin(model: Classifier, batch: Tensor, sight: Sight) -> Output:
+def _odin(model: Classifier, seen: _Pass, sight: Sight) -> Output:
     """ODIN (Liang 2018): one signed step makes each image more like what it is taken for, FGSM with its sign turned.
 
-    Logits are given over the temperature. Costs a forward and a backward pass more than `plain`, shared with nothing.
+    Logits are given over the temperature. Costs a backward and a forward pass more than `plain`, shared with nothing.
     """
-    with attacks.frozen(model), torch.enable_grad():
-        moved = batch.detach().requires_grad_(True)
-        logits = model(moved) / sight.odin_temperature
-        gradient = torch.autograd.grad(F.cross_entropy(logits, logits.argmax(1), reduction="sum"), moved)[0]
-    features = model.features((batch - sight.odin_eps * gradient.sign_()).clamp_(0, 1))
+    features = model.features((seen.batch - sight.odin_eps * seen.gradient.sign()).clamp_(0, 1))
     return Output(model.head(features) / sight.odin_temperature, features)
 
 
-VIEWS: dict[str, Callable[[Classifier, Tensor, Sight], Output]] = {"plain": plain, "deep": deep, "odin": odin}
+VIEWS: dict[str, Callable[[Classifier, _Pass, Sight], Output]] = {"plain": _plain, "deep": _deep, "odin": _odin}
+
+
+def views(model: Classifier, batch: Tensor, sight: Sight, names: Sequence[str] = tuple(VIEWS)) -> dict[str, Output]:
+    """The views `names` of a batch; differentiable where gradients are enabled, ODIN's excepted."""
+    if "odin" not in names:
+        layers = model.layers(batch)
+        seen = _Pass(batch, layers, model.head(layers[-1]), None)
+    else:
+        with attacks.frozen(model), torch.enable_grad():
+            moved = batch.detach().requires_grad_(True)
+            layers = model.layers(moved)
+            logits = model.head(layers[-1])
+            scaled = logits / sight.odin_temperature
+            gradient = torch.autograd.grad(F.cross_entropy(scaled, scaled.argmax(1), reduction="sum"), moved)[0]
+        seen = _Pass(batch, [layer.detach() for layer in layers], logits.detach(), gradient)
+    return {name: VIEWS[name](model, seen, sight) for name in names}
 
 
 @torch.no_grad()
@@ -88,17 +109,17 @@ def see(
     image_set: ImageSet,
     sight: Sight,
     *,
-    views: tuple[str, ...] = tuple(VIEWS),
+    names: Sequence[str] = tuple(VIEWS),
     device: torch.device | str = "cpu",
     description: str = "see",
 ) -> dict[str, Output]:
-    """Each of the views on a whole set, on the CPU: everything that any detector needs to score it."""
-    found: dict[str, list[Output]] = {view: [] for view in views}
+    """The views `names` of a whole set, on the CPU: everything that any detector needs to score it."""
+    found: dict[str, list[Output]] = {name: [] for name in names}
     for _, batch in images.batches(image_set.images, device=device, description=description):
-        for view in views:
-            found[view].append(VIEWS[view](model, batch, sight))
+        for name, output in views(model, batch, sight, names).items():
+            found[name].append(output)
     return {
-        view: Output(*(torch.cat(side).cpu() for side in zip(*parts, strict=True))) for view, parts in found.items()
+        name: Output(*(torch.cat(side).cpu() for side in zip(*parts, strict=True))) for name, parts in found.items()
     }
 
 
@@ -121,8 +142,7 @@ def fit_on(
 ) -> dict[str, Score]:
     """The detectors `names`, fitted on the training images (ODIN has nothing to learn, so these are not moved)."""
     needed = {name: "plain" if DETECTORS[name].view == "odin" else DETECTORS[name].view for name in names}
-    views = tuple(dict.fromkeys(needed.values()))
-    seen = see(model, train, sight, views=views, device=device, description=description)
+    seen = see(model, train, sight, names=tuple(dict.fromkeys(needed.values())), device=device, description=description)
     return {name: DETECTORS[name].fit(FitData(*seen[view], train.labels), options) for name, view in needed.items()}
 
 
@@ -134,12 +154,14 @@ def score(fitted: Mapping[str, Score], seen: Mapping[str, Output]) -> dict[str, 
 @torch.no_grad()
 def confidence(model: Classifier, name: str, apply: Score, batch: Tensor, sight: Sight) -> Tensor:
     """The fitted detector's confidences (N,) of a batch, on the CPU."""
-    return apply(*VIEWS[DETECTORS[name].view](model, batch.contiguous(memory_format=torch.channels_last), sight)).cpu()
+    view = DETECTORS[name].view
+    return apply(*views(model, batch.contiguous(memory_format=torch.channels_last), sight, [view])[view]).cpu()
 
 
 def confidence_gradient(model: Classifier, name: str, apply: Score, batch: Tensor, sight: Sight) -> Tensor:
     """Gradient (N, C, H, W) of the detector's own confidence to the images, float32."""
     with torch.enable_grad(), torch.autocast(batch.device.type, enabled=False):
         batch = batch.detach().requires_grad_(True)
-        confidence = apply(*VIEWS[DETECTORS[name].view](model, batch, sight)).sum()
+        view = DETECTORS[name].view
+        confidence = apply(*views(model, batch, sight, [view])[view]).sum()
         return torch.autograd.grad(confidence, batch)[0]

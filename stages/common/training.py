@@ -27,6 +27,7 @@ from stages.common.params import Params
 BIAS_RATE = 64  # BatchNorm's shifts learn this much faster than the weights (airbench94)
 EARLY_SHARE = 0.5  # of the epochs that see images of `early_size`
 BACK_OFF = 0.75  # of the budget that broke the model is what training goes on with
+ABANDONED = 8  # work files of other runs, some of which may be at work now
 LEARNT = 0.15  # of the way from guessing to all correct on clean images; a model below it is near to constant
 
 
@@ -114,7 +115,7 @@ def train(
     *,
     adversary: Adversary | None = None,
     device: torch.device | str = "cpu",
-    resume_from: Path,
+    resume_in: Path,
     log: Callable[[list[dict[str, float]]], None] = lambda rows: None,
     name: str,
 ) -> Result:
@@ -127,9 +128,12 @@ def train(
     to the best weights and on with a smaller budget. The best of the sound epochs by PGD at `goal` is kept. Without
     `undo_overfitting` such epochs are only marked, and the last one is kept.
 
-    `resume_from` is a work file: written after each epoch, read if it is of this very run, deleted at the end.
+    The folder `resume_in` gets a work file, named after all that the result depends on: written after each epoch, read
+    by the same run started again, deleted at the end. Other runs, at the same time even, have files of their own.
     """
     run = _fingerprint(model, train_set, val_set, recipe, adversary)
+    work = resume_in / f"{name}-{run[:16]}.pt"
+    _tidy(resume_in, name)
     model.to(device)
     forward = _compiled(model, torch.device(device)) if recipe.compile else model
     optimizer = _optimizer(model, recipe)
@@ -137,7 +141,7 @@ def train(
     steps = len(train_set) // batch_size
     goal = adversary.goal if adversary else 0.0
     state = _Progress(rows=[], best=None, best_epoch=0, best_pgd=-1.0, budget_limit=goal)
-    _resume(resume_from, run, model, optimizer, state, name)
+    _resume(work, run, model, optimizer, state, name)
     if state.rows:
         log(state.rows)
 
@@ -193,12 +197,12 @@ def train(
                 _judge(row, pgd_at_goal, model, optimizer, state, adversary)
             state.rows.append(row)
             _report(name, row, recipe.epochs, bar.write, undone=adversary is None or adversary.undo_overfitting)
-            _save(resume_from, run, model, optimizer, state)
+            _save(work, run, model, optimizer, state)
             log(state.rows)
 
     if adversary:
         model.load_state_dict(_best(state, name))
-    resume_from.unlink(missing_ok=True)
+    work.unlink(missing_ok=True)
     model.to("cpu").eval()
     return Result(state.rows, state.best_epoch if adversary else recipe.epochs)
 
@@ -335,6 +339,13 @@ def _fingerprint(
         digest.update(Path(module.__file__).read_bytes())
     digest.update(Path(__file__).read_bytes())
     return digest.hexdigest()
+
+
+def _tidy(folder: Path, name: str) -> None:
+    """Delete the work files of runs given up long ago: all but the newest ABANDONED of this name."""
+    files = sorted(folder.glob(f"{name}-*.pt"), key=lambda file: file.stat().st_mtime)
+    for file in files[:-ABANDONED]:
+        file.unlink(missing_ok=True)
 
 
 def _save(path: Path, run: str, model: Classifier, optimizer: torch.optim.Optimizer, state: _Progress) -> None:
