@@ -1,10 +1,11 @@
 # Each target sets up what it needs: Python 3.10 or newer, git and make are enough to start.
 PYTHON ?= python3
+J ?= 2
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup demo test repro lint figures report seeds bench autoattack lock clean
+.PHONY: help setup demo test repro lint figures report seeds experiments queue bench autoattack lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -40,6 +41,14 @@ report: setup    ## build/report.html, one page of everything, compared with REV
 
 seeds: setup     ## mean and interval of every figure over N seeds (make seeds N=3), by DVC's own experiments
 	python -m scripts.seeds $(or $(N),3)
+
+# Of some six hundred columns `dvc exp show` keeps the parameters that differ and these figures of each model.
+NOISE := ^(Created|(stages|data|metrics|plots)/.*|(sizes|base_rate|fingerprint|val_|epoch|trained_eps|robust_minus).*|.*_epochs|(standard|robust)\.(?!(clean|fgsm|pgd|max_logit\.auroc|failed)$$).*)$$
+experiments: setup   ## the experiments of this commit: what was turned, and the headline figures
+	@dvc exp show --no-pager --only-changed --drop '$(NOISE)'
+
+queue: setup     ## run the queued experiments J at a time, the cores divided among them (make queue J=2)
+	OMP_NUM_THREADS=$$(python -c 'import os; print(max(1, os.cpu_count() // $(J)))') dvc queue start -j $(J)
 
 bench: setup     ## speed beside peers in the same run, on the prepared CIFAR-10: ten minutes on a quiet machine
 	python -m benchmarks

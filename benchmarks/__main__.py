@@ -8,8 +8,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks import common, ood, sweep, time_to_accuracy, training
-from stages.common import artifacts
-from stages.common.errors import UserError, run
+from stages.common.errors import run
 
 DOCUMENT = Path("docs/performance.md")
 START, END = "<!-- table: python -m benchmarks -->", "<!-- /table -->"
@@ -46,12 +45,7 @@ def main() -> None:
     table = "\n".join([f"Measured on {common.machine()}.", "", *lines])
     if quick:
         return
-    text = DOCUMENT.read_text(encoding="utf-8")
-    before, found, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not found or not end:
-        raise UserError(f"{DOCUMENT} lacks the lines {START} and {END}, between which the table belongs")
-    artifacts.write_bytes(DOCUMENT, f"{before}{START}\n{table}\n{END}{after}".encode())
+    common.put_table(DOCUMENT, START, END, table)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing two sides in turn, the machine, embedded images for --quick."""
+"""What the benchmarks share: timing two sides in turn, the machine, tables, embedded images for --quick."""
 
 import os
 import platform
@@ -12,6 +12,9 @@ from pathlib import Path
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+
+from stages.common import artifacts
+from stages.common.errors import UserError
 
 # torchvision's compiled operators do not load beside every build of CPU torch, and nothing here calls them.
 sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
@@ -34,6 +37,15 @@ def machine() -> str:
     if info.exists():
         cpu = next((line.split(": ")[1] for line in info.read_text().splitlines() if "model name" in line), cpu)
     return f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def put_table(document: Path, start: str, end: str, table: str) -> None:
+    """Put `table` between the lines `start` and `end` of a markdown document. Raises UserError if these are absent."""
+    before, found, rest = document.read_text(encoding="utf-8").partition(start)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise UserError(f"{document} lacks the lines {start} and {end}, between which the table belongs")
+    artifacts.write_bytes(document, f"{before}{start}\n{table}\n{end}{after}".encode())
 
 
 def digits(count: int) -> tuple[nn.Module, Tensor, Tensor]:

@@ -28,7 +28,7 @@ def measure(epochs: int) -> dict[str, float]:
     model, options = training.new_model(knobs, train)
     with TemporaryDirectory() as folder:
         start = time.perf_counter()
-        training.train(model, train, val, recipe, resume_from=Path(folder) / "resume.pt", name=f"{epochs} epochs")
+        training.train(model, train, val, recipe, resume_in=Path(folder), name=f"{epochs} epochs")
         minutes = (time.perf_counter() - start) / 60
     widths = "/".join(map(str, options["widths"]))
     return {"widths": widths, "epochs": epochs, "minutes": minutes, "accuracy": evaluation.accuracy(model, test)}

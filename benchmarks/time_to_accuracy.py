@@ -70,7 +70,7 @@ def ours(train: ImageSet, test: ImageSet, goal: float) -> tuple[float, float]:
         with TemporaryDirectory() as folder:
             start = time.perf_counter()
             few = train.take(torch.arange(10))  # validation is no part of the race
-            training.train(model, train, few, recipe, resume_from=Path(folder) / "resume.pt", name="ours")
+            training.train(model, train, few, recipe, resume_in=Path(folder), name="ours")
             seconds = time.perf_counter() - start
         accuracy = evaluation.accuracy(model, test)
         print(f"  ours, {epochs} epochs: {accuracy:.3f} after {seconds:.0f} s", flush=True)

@@ -55,7 +55,7 @@ def ours(quick: bool) -> float:
     model, _ = training.new_model(params.load(), train)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        training.train(model, train, val, recipe(quick), resume_from=Path(folder) / "resume.pt", name="ours")
+        training.train(model, train, val, recipe(quick), resume_in=Path(folder), name="ours")
         return time.perf_counter() - start
 
 

@@ -5,13 +5,14 @@
     make seeds N=3
 
 Prints a markdown table, mean and standard deviation with Student's 95 % interval of the mean, and writes it to
-build/seeds.md; build/seeds.csv holds FGSM accuracy against eps for each seed.
+build/seeds.md; build/seeds.csv holds the same of accuracy against eps, and build/seeds DVC's plot of it, with a band.
 """
 
 import argparse
 import io
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import dvc.api
@@ -57,11 +58,42 @@ def table(metrics: list[dict[str, dict]]) -> str:
 
 def spread(values: list[float]) -> str:
     """mean ± standard deviation [Student's 95 % interval of the mean], three places each."""
+    mean, deviation, reach = statistics(values)
     if len(values) == 1:
-        return f"{values[0]:.3f}"
-    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
-    reach = float(stats.t.ppf(0.975, len(values) - 1)) * deviation / len(values) ** 0.5
+        return f"{mean:.3f}"
     return f"{mean:.3f} ± {deviation:.3f} [{mean - reach:.3f}, {mean + reach:.3f}]"
+
+
+def statistics(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean, standard deviation, and half of Student's 95 % interval of the mean; both 0 for a single value."""
+    if len(values) == 1:
+        return float(values[0]), 0.0, 0.0
+    deviation = float(np.std(values, ddof=1))
+    return (
+        float(np.mean(values)),
+        deviation,
+        float(stats.t.ppf(0.975, len(values) - 1)) * deviation / len(values) ** 0.5,
+    )
+
+
+def bands(sweeps: list[pd.DataFrame]) -> pd.DataFrame:
+    """A row per model, attack and eps: mean, deviation and interval over the seeds' plots/fgsm_sweep.csv."""
+    columns = {(m, a): m if a == "FGSM" else f"{m}_pgd" for m in MODELS for a in ("FGSM", "PGD")}
+    rows = []
+    for (model, attack), column in columns.items():
+        for eps, *values in zip(sweeps[0].eps, *(sweep[column] for sweep in sweeps), strict=True):
+            mean, deviation, reach = statistics(values)
+            row = {"eps": eps, "model": model, "attack": attack, "seeds": len(sweeps), "mean": mean}
+            rows.append(row | {"deviation": deviation, "low": max(mean - reach, 0), "high": min(mean + reach, 1)})
+    return pd.DataFrame(rows).round(6)
+
+
+def draw() -> None:
+    """DVC's own plot of build/seeds.csv, by the template .dvc/plots/seeds.json, as build/seeds/index.html."""
+    labels = ["--title", "Accuracy over seeds: mean and 95 % interval", "--x-label", "eps (pixels in [0, 1])"]
+    axes = ["-x", "eps", "-y", "mean", "--y-label", "test accuracy"]
+    command = ["dvc", "plots", "show", str(OUT / "seeds.csv"), "--template", "seeds", *axes, *labels]
+    subprocess.run([*command, "--out", str(OUT / "seeds")], check=True)
 
 
 def main() -> None:
@@ -73,10 +105,11 @@ def main() -> None:
         parser.error("at least one seed")
     names = [run(seed, arguments.settings) for seed in range(arguments.seeds)]
     written = table([summary.read(name) for name in names])
-    curves = [pd.read_csv(io.StringIO(dvc.api.read("plots/fgsm_sweep.csv", rev=name))) for name in names]
+    sweeps = [pd.read_csv(io.StringIO(dvc.api.read("plots/fgsm_sweep.csv", rev=name))) for name in names]
     OUT.mkdir(exist_ok=True)
     (OUT / "seeds.md").write_text(written + "\n", encoding="utf-8")
-    pd.concat(curves, keys=range(len(names)), names=["seed"]).reset_index("seed").to_csv(OUT / "seeds.csv", index=False)
+    bands(sweeps).to_csv(OUT / "seeds.csv", index=False)
+    draw()
     print(f"\n{len(names)} seeds: mean ± standard deviation [95 % interval of the mean]\n\n{written}")
 
 

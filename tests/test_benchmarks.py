@@ -1,9 +1,12 @@
 """The benchmarks run, and both sides of each compute the same thing. Times are never asserted."""
 
+import pandas as pd
+import pytest
 import torch
 
-from benchmarks import autoattack, ood, sweep, time_to_accuracy, training
+from benchmarks import autoattack, common, ood, sweep, time_to_accuracy, training, variants
 from stages.common import images, models
+from stages.common.errors import UserError
 
 
 def test_sweep_predicts_what_its_peers_predict():
@@ -48,3 +51,22 @@ def test_autoattack_breaks_what_no_gradient_protects(digits):
     assert autoattack.autoattack(model, few, 0.3, 0) == 0
     assert autoattack.restarted(model, few, 0.3, 5, 2, 0) == 0
     assert autoattack.restarted(model, few, 1e-9, 2, 2, 0) == 1
+
+
+def test_a_variant_is_trained_and_its_row_says_so(digits, monkeypatch):
+    monkeypatch.setattr(images, "read", lambda name: digits.take(torch.arange(300)))
+    row = variants.measure("widths 32/64/128", 0.1, 200, 1, 0)
+    other = variants.measure("plain FGSM", 0.1, 200, 1, 1)
+    assert all(0 <= found[figure] <= 1 for found in (row, other) for figure in ("clean", "fgsm", "pgd"))
+    rows = pd.DataFrame([row | {"pgd": 0.1}, other | {"pgd": 0.2}, other | {"pgd": 0.4, "seed": 2, "overfitted": 3}])
+    _, _, best, worst = variants.table(rows).splitlines()
+    assert best.startswith("| plain FGSM | 0.1 |") and "| 0.300 | 1 of 2 |" in best and "widths 32/64/128" in worst
+
+
+def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a -->\nold\n<!-- b -->\nafter\n")
+    common.put_table(page, "<!-- a -->", "<!-- b -->", "new")
+    assert page.read_text() == "before\n<!-- a -->\nnew\n<!-- b -->\nafter\n"
+    with pytest.raises(UserError, match="lacks the lines"):
+        common.put_table(page, "<!-- c -->", "<!-- b -->", "new")

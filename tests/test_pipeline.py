@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -159,11 +160,21 @@ def test_every_plot_is_drawn(clone, monkeypatch):
     assert tables | {"FGSM against PGD", "Targeted accuracy", "Attacks on max logit"} == set(drawn)
     for name, spec in drawn.items():
         svg = picture.vl_convert.vegalite_to_svg(spec)
-        drawing = r'class="mark-(line|area|rect)[^>]*>.*?<path[^>]* d="M[^"]{10,}'
+        drawing = r'class="mark-(line|area|rect|symbol)[^>]*>.*?<path[^>]* d="M[^"]{10,}'
         assert re.search(drawing, svg, re.S), f"{name} is empty"
         assert "NaN" not in svg and "undefined" not in svg, name
     figures = summary.table(summary.read(None))
     assert len(figures.splitlines()) == len(summary.ROWS) + 2
+
+
+def test_the_table_of_experiments_has_few_columns(clone):
+    command = shlex.split(call(clone, "make", "-n", "experiments").stdout.splitlines()[-1])
+    command.remove("--only-changed")  # there is but one commit to show
+    columns = call(clone, *command, "--csv").stdout.splitlines()[0].split(",")
+    wanted = {f"{m}.{f}" for m in ("standard", "robust") for f in ("clean", "fgsm", "pgd", "max_logit.auroc", "failed")}
+    assert {column for column in columns if column.startswith(("standard.", "robust."))} == wanted
+    assert {"Experiment", "eps", "seed"} <= set(columns)
+    assert not [column for column in columns if column.startswith(("metrics/", "stages/", "data/", "plots/"))]
 
 
 def test_a_bad_parameter_stops_the_run_before_any_work(clone):

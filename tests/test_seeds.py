@@ -1,12 +1,15 @@
 """Figures over several seeds: the statistics, the names, and that a failed run stops with a word to the person."""
 
+import json
 import subprocess
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
+import vl_convert
 from scipy import stats
 
 from scripts import seeds, summary
@@ -19,6 +22,24 @@ def test_the_interval_is_students():
     low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
     assert seeds.spread(values) == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f} [{low:.3f}, {high:.3f}]"
     assert seeds.spread([0.5]) == "0.500"
+
+
+def test_the_band_is_students_and_a_plot_of_dvc_s_draws_it(tmp_path, monkeypatch):
+    sweep = pd.read_csv(ROOT / "plots/fgsm_sweep.csv")
+    lower = sweep.assign(robust=sweep.robust - 0.04)
+    found = seeds.bands([sweep, lower]).set_index(["model", "attack", "eps"])
+    row = found.loc[("robust", "FGSM", 0.05)]
+    first = float(sweep.robust[sweep.eps == 0.05].iloc[0])
+    low, high = stats.t.interval(0.95, 1, first - 0.02, stats.sem([first, first - 0.04]))
+    assert row["mean"] == pytest.approx(first - 0.02, abs=1e-6)
+    assert (row["low"], row["high"]) == pytest.approx((max(low, 0), min(high, 1)), abs=1e-6)
+    assert (found.loc["standard"].deviation == 0).all()
+
+    template = json.loads((ROOT / ".dvc/plots/seeds.json").read_text())
+    filled = json.dumps(template).replace("<DVC_METRIC_X>", "eps").replace("<DVC_METRIC_Y>", "mean")
+    spec = json.loads(filled) | {"data": {"values": found.reset_index().astype(str).to_dict("records")}}
+    svg = vl_convert.vegalite_to_svg(spec)
+    assert "NaN" not in svg and svg.count("mark-area") == svg.count("mark-line") == 4
 
 
 def test_the_table_has_every_headline_figure(monkeypatch):

@@ -1,0 +1,133 @@
+"""Ways to train the robust model, compared at equal numbers of images: short runs, several seeds each.
+
+    python -m benchmarks.variants                              # every variant, three seeds: an hour and a half
+    python -m benchmarks.variants --only default "plain FGSM"  # some of them
+    python -m benchmarks.variants --eps 8/255 --images 20000 --epochs 6 --seeds 3
+
+Nothing is undone here: an epoch that overfits stays, so that a recipe shows what it does. A seed counts as overfitted
+if one of its epochs did. Rows are kept in docs/variants.csv; the table in docs/performance.md is made from them.
+"""
+
+import argparse
+import time
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+
+from benchmarks import common
+from stages.common import artifacts, evaluation, images, params, training
+from stages.common.errors import UserError, run
+
+TABLE, DOCUMENT = Path("docs/variants.csv"), Path("docs/performance.md")
+START, END = "<!-- table: python -m benchmarks.variants -->", "<!-- /table of variants -->"
+TEST_IMAGES = 1000
+KEY = ["variant", "eps", "images", "epochs", "seed"]
+
+# variant -> what it changes: of train_robust, or the net's widths
+VARIANTS: dict[str, dict] = {
+    "default": {},
+    "plain FGSM": {"attack": "fgsm", "ramp": 0.0},
+    "plain FGSM, half the batch clean": {"attack": "fgsm", "ramp": 0.0, "adversarial_fraction": 0.5},
+    "RS-FGSM": {"attack": "rs-fgsm", "ramp": 0.0},
+    "RS-FGSM, ramped": {"attack": "rs-fgsm"},
+    "N-FGSM without a ramp": {"ramp": 0.0},
+    "half the batch clean": {"adversarial_fraction": 0.5},
+    "noise 1": {"noise": 1.0},
+    "noise 3": {"noise": 3.0},
+    "ramp 0.4": {"ramp": 0.4},
+    "ramp 0.9": {"ramp": 0.9},
+    "widths 64/128/128": {"widths": [64, 128, 128]},
+    "widths 32/64/128": {"widths": [32, 64, 128]},
+}
+
+
+def measure(variant: str, eps: float, count: int, epochs: int, seed: int) -> dict[str, float | str]:
+    """One short training from nothing, attacked on test images that it never saw."""
+    knobs, changes = params.load(), dict(VARIANTS[variant])
+    net = knobs.models.whitened_cnn
+    net = net.model_copy(update={"widths": changes.pop("widths", net.widths)})
+    robust = knobs.train_robust.model_copy(update=changes)
+    knobs = knobs.model_copy(
+        update={"seed": seed, "models": knobs.models.model_copy(update={"whitened_cnn": net}), "train_robust": robust}
+    )
+    train, val, test = (images.read(name) for name in ("train", "val", "test"))
+    train = train.take(images.first_per_class(train.labels, count))
+    adversary = training.Adversary(
+        eps=eps,
+        largest_budget=knobs.data.training.largest_budget,
+        attack=robust.attack,
+        fraction=robust.adversarial_fraction,
+        noise=robust.noise,
+        ramp=robust.ramp,
+        overfitting_gap=robust.overfitting_gap,
+        undo_overfitting=False,
+        pgd_steps=robust.pgd_steps,
+        validation_images=500,
+    )
+    recipe = training.recipe(knobs, epochs=epochs, label_smoothing=robust.label_smoothing)
+    recipe = replace(recipe, batch_size=min(recipe.batch_size, count))
+    model, _ = training.new_model(knobs, train)
+    with TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        result = training.train(model, train, val, recipe, adversary=adversary, resume_in=Path(folder), name=variant)
+        minutes = (time.perf_counter() - start) / 60
+    few = test.take(images.first_per_class(test.labels, TEST_IMAGES))
+    steps = knobs.fgsm_sweep.pgd_steps
+    return {
+        **{"variant": variant, "eps": round(eps, 6), "images": count, "epochs": epochs, "seed": seed},
+        "clean": evaluation.accuracy(model, few),
+        "fgsm": float((evaluation.fgsm_predictions(model, few, [eps])[0] == few.labels).double().mean()),
+        "pgd": float(evaluation.pgd_correct(model, few, eps, steps=steps, seed=seed).double().mean()),
+        "overfitted": sum(row["overfitted"] for row in result.rows),
+        "minutes": minutes,
+    }
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Markdown: the mean over seeds, and how many seeds overfitted; the best PGD first within each set-up."""
+    lines = [
+        "| variant | eps | clean | FGSM | PGD-20 | seeds overfitted | minutes |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    means = rows.assign(broken=rows.overfitted > 0).groupby(["eps", "images", "epochs", "variant"], as_index=False)
+    found = means.agg(
+        clean=("clean", "mean"), fgsm=("fgsm", "mean"), pgd=("pgd", "mean"), minutes=("minutes", "mean"),
+        broken=("broken", "sum"), seeds=("seed", "count"),
+    )  # fmt: skip
+    for row in found.sort_values(["eps", "images", "epochs", "pgd"], ascending=[True, True, True, False]).itertuples():
+        lines.append(
+            f"| {row.variant} | {row.eps:.4g} | {row.clean:.3f} | {row.fgsm:.3f} | {row.pgd:.3f} "
+            f"| {row.broken} of {row.seeds} | {row.minutes:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=list(VARIANTS), metavar="VARIANT", help=", ".join(VARIANTS))
+    parser.add_argument("--eps", default=None, help="in pixels of [0, 1]; the default is params.yaml's")
+    parser.add_argument("--images", type=int, default=20000)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    unknown = set(args.only) - set(VARIANTS)
+    if unknown:
+        raise UserError(f"{', '.join(sorted(unknown))}: no such variant; there are {', '.join(VARIANTS)}")
+    images.device("cpu")
+    print(common.machine())
+    eps = float(Fraction(args.eps)) if args.eps else params.load().eps
+    for seed in range(args.seeds):
+        for variant in args.only:
+            row = measure(variant, eps, args.images, args.epochs, seed)
+            print({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
+            kept = [pd.read_csv(TABLE)] if TABLE.is_file() else []
+            rows = pd.concat([*kept, pd.DataFrame([row])]).drop_duplicates(KEY, keep="last")
+            artifacts.write_table(TABLE, rows.sort_values(KEY), places=4)
+    common.put_table(DOCUMENT, START, END, table(pd.read_csv(TABLE)))
+
+
+if __name__ == "__main__":
+    run(main)
