@@ -8,11 +8,12 @@ import shlex
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from pydantic import BaseModel
 
-from scripts import picture, summary
+from scripts import picture, seeds, summary
 from stages.common import params
 from tests.repository import ROOT, SMALL, call, new_repository, ran
 
@@ -165,6 +166,16 @@ def test_every_plot_is_drawn(clone, monkeypatch):
         assert "NaN" not in svg and "undefined" not in svg, name
     figures = summary.table(summary.read(None))
     assert len(figures.splitlines()) == len(summary.ROWS) + 2
+
+
+def test_dvc_draws_the_band_over_seeds(clone, monkeypatch):
+    monkeypatch.chdir(clone)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    sweep = pd.read_csv("plots/fgsm_sweep.csv")
+    seeds.OUT.mkdir(exist_ok=True)
+    seeds.bands([sweep, sweep]).to_csv(seeds.OUT / "seeds.csv", index=False)
+    seeds.draw()
+    assert "Accuracy over seeds" in (clone / "build/seeds/index.html").read_text()
 
 
 def test_the_table_of_experiments_has_few_columns(clone):
