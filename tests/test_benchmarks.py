@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import autoattack, common, ood, sweep, time_to_accuracy, training, variants
+from benchmarks import autoattack, common, ood, scaling, sweep, time_to_accuracy, training, variants
 from stages.common import images, models
 from stages.common.errors import UserError
 
@@ -70,3 +70,18 @@ def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path):
     assert page.read_text() == "before\n<!-- a -->\nnew\n<!-- b -->\nafter\n"
     with pytest.raises(UserError, match="lacks the lines"):
         common.put_table(page, "<!-- c -->", "<!-- b -->", "new")
+
+
+def test_growth_is_told_relative_to_the_first(monkeypatch, capsys):
+    ticks = iter([0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12])  # one second and three, in turn
+    monkeypatch.setattr(common.time, "perf_counter", lambda: next(ticks))
+    shown = scaling.row("images", {"10": lambda: None, "30": lambda: None})
+    assert shown == "| images | 10: 1.0 s (1.00); 30: 3.0 s (3.00) |" and shown in capsys.readouterr().out
+
+
+def test_the_sides_of_growth_run(digits):
+    few = digits.take(torch.arange(64))
+    model = models.build("whitened_cnn", channels=1, classes=digits.classes, widths=[8]).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    scaling.sweep(model, few, 3)()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
