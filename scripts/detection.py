@@ -42,8 +42,11 @@ def thresholds(table: pd.DataFrame) -> str:
         cells = []
         for model in MODELS:
             (row,) = main[(main.model == model) & (main.score == score)].itertuples()
-            less = f"{row.minus_max_softmax:+.3f} [{row.minus_max_softmax_low:+.3f}, {row.minus_max_softmax_high:+.3f}]"
-            cells.append(f"{row.id_accepted:.3f} / {row.ood_accepted:.3f}, {less}")
+            cell = f"{row.id_accepted:.3f} / {row.ood_accepted:.3f}"
+            if score != "max_softmax":
+                low, high = row.minus_max_softmax_low, row.minus_max_softmax_high
+                cell += f", {row.minus_max_softmax:+.3f} [{low:+.3f}, {high:+.3f}]"
+            cells.append(cell)
         lines.append(f"| {score} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

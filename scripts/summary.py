@@ -23,6 +23,7 @@ ROWS = {
     "taken for it under targeted FGSM at eps": ("targeted", "target_rate"),
     "OOD AUROC, max logit": ("ood", "max_logit.auroc"),
     "OOD AUROC, nearest neighbours": ("ood", "knn.auroc"),
+    "OOD AUROC, deep neighbours and entropy": ("ood", "deep_knn_entropy.auroc"),
     "OOD images accepted at 95 % ID, max logit": ("ood", "max_logit.fpr95"),
     "audit: checks passed / failed": ("audit", "verdict"),
 }
