@@ -16,7 +16,7 @@ from fractions import Fraction
 import torch
 
 from benchmarks import common
-from stages.common import artifacts, evaluation, images, models, params
+from stages.common import artifacts, evaluation, images, models, params, sampling
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
 
@@ -41,8 +41,8 @@ def main() -> None:
     ]
     for eps in budgets:
         start = time.perf_counter()
-        many = test.take(images.first_per_class(test.labels, PGD_IMAGES))
-        few = test.take(images.first_per_class(test.labels, args.images))
+        many = test.take(sampling.representative(test.labels, PGD_IMAGES))
+        few = test.take(sampling.representative(test.labels, args.images))
         clean = evaluation.accuracy(model, test)
         fgsm = (evaluation.fgsm_predictions(model, test, [eps])[0] == test.labels).double().mean()
         strong = restarted(model, many, eps, STEPS, RESTARTS, knobs.seed)

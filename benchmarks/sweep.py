@@ -5,7 +5,7 @@ import argparse
 import torch
 
 from benchmarks import common
-from stages.common import attacks, evaluation, images, params
+from stages.common import attacks, evaluation, images, params, sampling
 from stages.common.errors import run
 
 
@@ -21,7 +21,7 @@ def measure(quick: bool) -> dict[str, dict[str, float]]:
     else:
         test = images.read("test")
         model = evaluation.load_both(test)["robust"]
-        chosen = test.take(images.first_per_class(test.labels, images.BATCH_SIZE))
+        chosen = test.take(sampling.representative(test.labels, images.BATCH_SIZE))
         x, y = images.to_float(chosen.images), chosen.labels
 
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from benchmarks import common
-from stages.common import artifacts, evaluation, images, params, training
+from stages.common import artifacts, evaluation, images, params, sampling, training
 from stages.common.errors import UserError, run
 
 TABLE, DOCUMENT = Path("docs/variants.csv"), Path("docs/performance.md")
@@ -54,7 +54,7 @@ def measure(variant: str, eps: float, count: int, epochs: int, seed: int) -> dic
         update={"seed": seed, "models": knobs.models.model_copy(update={"whitened_cnn": net}), "train_robust": robust}
     )
     train, val, test = (images.read(name) for name in ("train", "val", "test"))
-    train = train.take(images.first_per_class(train.labels, count))
+    train = train.take(sampling.representative(train.labels, count))
     adversary = training.Adversary(
         eps=eps,
         largest_budget=knobs.data.training.largest_budget,
@@ -74,7 +74,7 @@ def measure(variant: str, eps: float, count: int, epochs: int, seed: int) -> dic
         start = time.perf_counter()
         result = training.train(model, train, val, recipe, adversary=adversary, resume_in=Path(folder), name=variant)
         minutes = (time.perf_counter() - start) / 60
-    few = test.take(images.first_per_class(test.labels, TEST_IMAGES))
+    few = test.take(sampling.representative(test.labels, TEST_IMAGES))
     steps = knobs.fgsm_sweep.pgd_steps
     return {
         **{"variant": variant, "eps": round(eps, 6), "images": count, "epochs": epochs, "seed": seed},

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.common import artifacts, checks, errors, evaluation, figures, images, params, probes
+from stages.common import artifacts, checks, errors, evaluation, figures, images, params, probes, sampling
 from stages.common.subject import Subject
 
 VERDICTS = {"pass": "passed", "warn": "warned", "FAIL": "failed"}
@@ -29,7 +29,7 @@ def main() -> None:
     device = images.device(knobs.device)
     test = images.read("test")
     both = evaluation.load_both(test, device)
-    audited = test.take(images.first_per_class(test.labels, knobs.audit.images))
+    audited = test.take(sampling.representative(test.labels, knobs.audit.images))
 
     metrics, verdicts, smallest, surfaces = {}, [], [], {}
     for name, other in (("standard", "robust"), ("robust", "standard")):

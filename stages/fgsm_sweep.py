@@ -9,7 +9,7 @@ has fooled the model, `_pgd` is the same under PGD on `pgd_images` images: image
 
 from torch import Tensor
 
-from stages.common import artifacts, attacks, errors, evaluation, figures, images, params
+from stages.common import artifacts, attacks, errors, evaluation, figures, images, params, sampling
 
 EIGHT = 8 / 255  # the budget of most published CIFAR-10 figures
 
@@ -18,7 +18,7 @@ def main() -> None:
     knobs = params.load()
     device = images.device(knobs.device)
     test = images.read("test")
-    subset = test.take(images.first_per_class(test.labels, knobs.fgsm_sweep.pgd_images))
+    subset = test.take(sampling.representative(test.labels, knobs.fgsm_sweep.pgd_images))
     both = evaluation.load_both(test, device)
     swept = sorted({0.0, EIGHT, knobs.eps, *knobs.fgsm_sweep.epsilons})
     listed = [swept.index(eps) for eps in knobs.fgsm_sweep.epsilons]

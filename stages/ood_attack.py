@@ -11,7 +11,7 @@ misleading confidence found so far, the clean one included, so that the curves c
 import numpy as np
 import torch
 
-from stages.common import artifacts, attacks, detection, detectors, errors, evaluation, images, params
+from stages.common import artifacts, attacks, detection, detectors, errors, evaluation, images, params, sampling
 
 MODELS = ("standard", "robust")
 DOWN, UP = -1, 1  # the way in which ID and OOD confidences are pushed
@@ -22,7 +22,7 @@ def main() -> None:
     knobs = params.load()
     chosen = knobs.ood_attack
     train, *sides = (images.read(name) for name in ("train", "test", "ood"))
-    inside, outside = (side.take(images.first_per_class(side.labels, chosen.images)) for side in sides)
+    inside, outside = (side.take(sampling.representative(side.labels, chosen.images)) for side in sides)
     device = images.device(knobs.device)
     both = evaluation.load_both(train, device)
     sight, options = detectors.settings(knobs)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.common import attacks, evaluation, images, probes
+from stages.common import attacks, evaluation, images, probes, sampling
 from stages.common.subject import Subject
 
 SMALL_EPS = 0.5 / 255  # so small that the loss is near enough to linear: the direction alone decides
@@ -192,7 +192,7 @@ def transfer_weaker_than_pgd(subject: Subject) -> Finding:
 
 def square_weaker_than_pgd(subject: Subject) -> Finding:
     """Square, which sees no gradient, breaks no more than PGD with restarts on the same images (Croce 2020)."""
-    chosen = images.first_per_class(subject.image_set.labels, subject.square_images)
+    chosen = sampling.representative(subject.image_set.labels, subject.square_images)
     square, pgd = _share(subject.square), _share(subject.pgd_restarted[chosen])
     seen = f"Square leaves {square:.3f}, PGD {pgd:.3f} of {len(chosen)} images"
     return Finding(square >= pgd - 2 * TOLERANCE, seen, "gradients are masked: queries alone do better")

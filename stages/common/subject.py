@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from stages.common import attacks, blackbox, evaluation, images, probes
+from stages.common import attacks, blackbox, evaluation, images, probes, sampling
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
 
@@ -118,7 +118,7 @@ class Subject:
     @cached_property
     def square(self) -> Tensor:
         """Which of the first `square_images` images survive Square at eps: bool (n,)."""
-        chosen = images.first_per_class(self.image_set.labels, self.square_images)
+        chosen = sampling.representative(self.image_set.labels, self.square_images)
         alive = torch.zeros(len(chosen), dtype=torch.bool)
         generator = self.generator()
         for part, x, y in self._batches(self.image_set.take(chosen)):
