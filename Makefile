@@ -26,7 +26,7 @@ demo: setup      ## the whole pipeline on scikit-learn's digits: no download, th
 test: setup      ## every test, the pipeline on the digits included
 	pytest
 
-repro: setup     ## the CIFAR study: under 45 minutes on two cores
+repro: setup     ## the CIFAR study: about an hour on two cores
 	dvc repro
 
 lint: setup      ## ruff: faults and format
@@ -43,9 +43,9 @@ seeds: setup     ## mean and interval of every figure over N seeds (make seeds N
 	python -m scripts.seeds $(or $(N),3)
 
 # Of some six hundred columns `dvc exp show` keeps the parameters that differ and these figures of each model.
-NOISE := ^(Created|(stages|data|metrics|plots)/.*|(sizes|base_rate|fingerprint|val_|epoch|trained_eps|robust_minus).*|.*_epochs|(standard|robust)\.(?!(clean|fgsm|pgd|max_logit\.auroc|failed)$$).*)$$
+NOISE := ^(Created|rev|typ|parent|State|Executor|(stages|data|metrics|plots)/.*|(sizes|base_rate|fingerprint|val_|epoch|trained_eps|robust_minus).*|.*_epochs|(standard|robust)\.(?!(clean|fgsm|pgd|max_logit\.auroc|failed)$$).*)$$
 experiments: setup   ## the experiments of this commit: what was turned, and the headline figures
-	@dvc exp show --no-pager --only-changed --drop '$(NOISE)'
+	@dvc exp show --md --only-changed --drop '$(NOISE)'
 
 queue: setup     ## run the queued experiments J at a time, the cores divided among them (make queue J=2)
 	OMP_NUM_THREADS=$$(python -c 'import os; print(max(1, os.cpu_count() // $(J)))') dvc queue start -j $(J)
