@@ -42,9 +42,10 @@ def _cell(figures: dict, before: dict | None, key: str) -> str:
     shown = html.escape(summary.cell(figures, key))
     if before is None or key == "verdict":
         return shown
-    difference = summary.figure(figures, key) - summary.figure(before, key)
-    if abs(difference) < 0.0005:
+    was, found = summary.figure(before, key), summary.figure(figures, key)
+    if was is None or found is None or abs(found - was) < 0.0005:
         return shown
+    difference = found - was
     return f'{shown} <span class="delta">{difference:+.3f}</span>'
 
 

@@ -39,25 +39,25 @@ def table(metrics: dict[str, dict]) -> str:
 
 
 def cell(figures: dict, key: str) -> str:
-    """One cell of the table: a figure with three places, with its interval if it has one, or the audit's counts."""
+    """One cell of the table: a figure with three places, with its interval if it has one, or the audit's counts.
+
+    Empty for a figure that was not measured: an older commit may lack it.
+    """
     if key == "verdict":
         return f"{figures['passed']} / {figures['failed']}"
-    parent, last = _find(figures, key)
-    interval = f" [{parent['auroc_low']:.3f}, {parent['auroc_high']:.3f}]" if last == "auroc" else ""
-    return f"{parent[last]:.3f}{interval}"
+    found = figure(figures, key)
+    if found is None:
+        return ""
+    low, high = (figure(figures, f"{key}_{end}") for end in ("low", "high"))
+    return f"{found:.3f}" if low is None else f"{found:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def figure(figures: dict, key: str) -> float:
-    """The figure behind a dotted key, such as at_8_255.pgd."""
-    parent, last = _find(figures, key)
-    return parent[last]
-
-
-def _find(figures: dict, key: str) -> tuple[dict, str]:
-    *path, last = key.split(".")
-    for part in path:
-        figures = figures[part]
-    return figures, last
+def figure(figures: dict, key: str) -> float | None:
+    """The figure behind a dotted key, such as at_8_255.pgd; None if it was not measured."""
+    found = figures
+    for part in key.split("."):
+        found = found.get(part, {})
+    return None if found == {} else found
 
 
 def read(revision: str | None) -> dict[str, dict]:

@@ -1,5 +1,6 @@
 """The report page carries everything in itself, and a real browser without a network draws all of it."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -48,6 +49,31 @@ def test_a_figure_that_moved_carries_the_difference(monkeypatch):
     before["fgsm"]["robust"]["clean"] -= 0.25
     assert 'class="delta"' not in report.headline(now, deepcopy(now))
     assert re.findall(r'class="delta">(.*?)<', report.headline(now, before)) == ["+0.250"]
+
+
+def test_a_figure_that_the_other_commit_lacks_is_shown_without_a_difference(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    now = summary.read(None)
+    before = deepcopy(now)
+    del before["ood"]["robust"]["deep_knn_entropy"]
+    assert report.headline(now, before) == report.headline(now, None)
+    assert summary.cell(before["ood"]["robust"], "deep_knn_entropy.auroc") == ""
+
+
+def test_only_plots_that_the_other_commit_lacks_are_forgiven(monkeypatch):
+    """DVC exits with 0 and lists what it could not read."""
+    missing = {"name": "new", "rev": "HEAD~1", "source": "plots/new.csv", "type": "FileNotFoundError", "msg": ""}
+
+    def dvc_says(error):
+        answer = json.dumps({"errors": [error], "data": {"new": [{"type": "vega", "content": "{}"}]}})
+        monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, answer, ""))
+
+    dvc_says(missing)
+    assert picture.specs("HEAD~1") == {"new": {}}
+    for broken in ({**missing, "rev": "workspace"}, {**missing, "type": "ValueError"}):
+        dvc_says(broken)
+        with pytest.raises(RuntimeError, match="new"):
+            picture.specs("HEAD~1")
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
