@@ -17,6 +17,7 @@ ROWS = {
     "accuracy on clean test images": ("fgsm", "clean"),
     "under FGSM at eps": ("fgsm", "fgsm"),
     "under PGD at eps": ("fgsm", "pgd"),
+    "under the audit's strongest attack at eps": ("audit", "strongest"),
     "under FGSM at 8/255": ("fgsm", "at_8_255.fgsm"),
     "under PGD at 8/255": ("fgsm", "at_8_255.pgd"),
     "taken for the target class, clean": ("targeted", "clean_target_rate"),

@@ -1,10 +1,10 @@
 """Ask of both models, and of the attacks on them, whether the figures of the other stages may be believed.
 
 In:  data/prepared/test.npz, data/checkpoints/{standard,robust}.pt
-Out: metrics/audit.json (1 or 0 for each check, how many passed, warned and failed, and the median of the smallest
-     budgets that change a prediction), plots/audit_verdicts.csv (what each check saw),
-     plots/audit_{standard,robust}.csv (accuracy against eps under every attack), plots/smallest_eps.csv,
-     plots/images/loss_surface.png
+Out: metrics/audit.json (1 or 0 for each check, how many passed, warned and failed, accuracy at eps under the
+     strongest attack, and the median of the smallest budgets that change a prediction),
+     plots/audit_verdicts.csv (what each check saw), plots/audit_{standard,robust}.csv (accuracy against eps under every
+     attack), plots/smallest_eps.csv, plots/images/loss_surface.png
 
 A failed check does not stop the run unless audit.strict is true: it says which figure not to believe, and why.
 """
@@ -53,7 +53,8 @@ def main() -> None:
         verdicts += rows
         counts = {kind: sum(r["verdict"] == verdict for r in rows) for verdict, kind in VERDICTS.items()}
         medians = {attack: median(eps) for attack, eps in subject.smallest_eps.items()}
-        metrics[name] = {r["check"]: int(r["verdict"] == "pass") for r in rows} | counts | {"median_eps": medians}
+        left = {"strongest": float(subject.strongest.double().mean()), "median_eps": medians}
+        metrics[name] = {r["check"]: int(r["verdict"] == "pass") for r in rows} | counts | left
         artifacts.write_table(artifacts.PLOTS / f"audit_{name}.csv", curves(subject))
         smallest += cumulative(name, subject)
         surfaces[name] = surface(subject)

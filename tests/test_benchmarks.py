@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import autoattack, common, ood, scaling, sweep, time_to_accuracy, training, variants
-from stages.common import images, models
+from stages.common import images, models, params
 from stages.common.errors import UserError
 
 
@@ -44,13 +44,18 @@ def test_both_recipes_reach_the_goal():
 
 def test_autoattack_breaks_what_no_gradient_protects(digits):
     """An untrained net's few right answers fall to a budget of 0.3, and none does to a budget of almost nothing."""
-    torch.manual_seed(0)
-    model = models.build("whitened_cnn", channels=1, classes=digits.classes, widths=[8]).eval()
+    torch.manual_seed(1)
+    # Three channels: with one, channels_last and contiguous are the same
+    digits = images.ImageSet(digits.images.repeat(1, 3, 1, 1), digits.labels, digits.classes)
+    model = models.build("whitened_cnn", channels=3, classes=digits.classes, widths=[8])
+    model.adapt(images.to_float(digits.images))
+    model.eval()
     right = images.predictions(model, digits.images) == digits.labels
     few = digits.take(right.nonzero().squeeze(1)[:6])
     assert autoattack.autoattack(model, few, 0.3, 0) == 0
     assert autoattack.restarted(model, few, 0.3, 5, 2, 0) == 0
     assert autoattack.restarted(model, few, 1e-9, 2, 2, 0) == 1
+    assert not autoattack.audit(model, few, 0.3, params.load()).strongest.any()
 
 
 def test_a_variant_is_trained_and_its_row_says_so(digits, monkeypatch):

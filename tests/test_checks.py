@@ -159,6 +159,20 @@ def test_restarts_that_still_find_something_are_flagged(sound, digits, monkeypat
     assert failing("pgd_restarts_agree", asked)
 
 
+@pytest.mark.parametrize(("survivors", "verdict"), [(96, "pass"), (92, "warn"), (80, "FAIL")])
+def test_a_cross_entropy_that_flatters_is_flagged(sound, digits, survivors, verdict):
+    asked = subject(sound, digits, image_set=digits.take(torch.arange(100)))
+    asked.__dict__["pgd_restarted"] = torch.ones(100, dtype=torch.bool)
+    asked.__dict__["strongest"] = torch.arange(100) < survivors
+    assert checks.pgd_close_to_margins(asked).verdict == verdict
+
+
+def test_the_margins_break_what_a_flat_cross_entropy_does_not(sound, digits):
+    """A softmax of exactly 1 has no gradient, so that PGD finds nothing; the margin still has one."""
+    finding = checks.pgd_close_to_margins(subject(Wrapped(sound, after=lambda z: z * 1e6), digits, eps=0.2))
+    assert finding.verdict == "FAIL"
+
+
 def test_a_pgd_too_weak_to_break_a_plain_model_is_flagged(sound, digits, monkeypatch):
     asked = subject(sound, digits, defended=False)
     assert failing("undefended_is_broken", asked)  # this one is robust, and says that it is not

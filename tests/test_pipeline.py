@@ -179,7 +179,7 @@ def test_dvc_draws_the_band_over_seeds(clone, monkeypatch):
 
 
 def test_the_table_of_experiments_has_few_columns(clone):
-    command = shlex.split(call(clone, "make", "-n", "experiments").stdout.splitlines()[-1])
+    command = shlex.split(call(clone, "make", "--no-print-directory", "-n", "experiments").stdout.splitlines()[-1])
     command.remove("--only-changed")  # there is but one commit to show
     columns = [cell.strip() for cell in call(clone, *command).stdout.splitlines()[0].strip("|").split("|")]
     wanted = {f"{m}.{f}" for m in ("standard", "robust") for f in ("clean", "fgsm", "pgd", "max_logit.auroc", "failed")}

@@ -173,6 +173,19 @@ def pgd_restarts_agree(subject: Subject) -> Finding:
     )
 
 
+def pgd_close_to_margins(subject: Subject) -> Finding:
+    """Attacking the margin to every likely wrong class breaks at most 5 points more at eps than PGD with restarts.
+
+    Models trained on adversarial images lose a few points to AutoAttack's targeted losses, defences whose cross-entropy
+    misleads many (Croce and Hein 2020): up to 10 points are a warning.
+    """
+    pgd, strongest = _share(subject.pgd_restarted), _share(subject.strongest)
+    seen = f"PGD with restarts leaves {pgd:.3f}, attacks on the margins {strongest:.3f} at eps {subject.eps:.3g}"
+    gap = pgd - strongest
+    otherwise = "PGD on the cross-entropy flatters this model: believe the margins' figure"
+    return Finding(gap <= 0.05, seen, otherwise, warning=gap <= 0.10)
+
+
 def undefended_is_broken(subject: Subject) -> Finding:
     """PGD at 8/255 leaves a plainly trained model at most 1 % (Madry 2018): if not, the attack is too weak to audit."""
     if subject.defended:
@@ -298,6 +311,7 @@ CHECKS: dict[str, Callable[[Subject], Finding]] = {
         pgd_falls_with_eps,
         pgd_converged,
         pgd_restarts_agree,
+        pgd_close_to_margins,
         pgd_unbounded_reaches_zero,
         undefended_is_broken,
         transfer_weaker_than_pgd,

@@ -7,11 +7,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from stages.common import attacks, blackbox, evaluation, images, probes, sampling
+from stages.common import attacks, blackbox, evaluation, images, margins, probes, sampling
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
 
 TRANSFER_STEPS = 10  # an example for another model need not be the best one for its own
+MARGIN_CLASSES = 9  # the likeliest wrong ones, as many as AutoAttack goes for (Croce 2020): all of CIFAR-10's
 SEARCH_STEPS = 10  # of PGD at each budget tried while an image's smallest one is searched
 
 
@@ -95,10 +96,23 @@ class Subject:
 
     @cached_property
     def pgd_restarted(self) -> Tensor:
-        """Which images survive PGD at eps from every one of the starts, the strongest attack here: bool (N,)."""
+        """Which images survive PGD at eps from every one of the starts: bool (N,)."""
         alive = self.pgd_once.get(self.eps, self.correct)
         for restart in range(1, self.restarts):
             alive = self.pgd_survivors(self.eps, self.pgd_steps, self.seed + restart, alive)
+        return alive
+
+    @cached_property
+    def strongest(self) -> Tensor:
+        """Which images survive all that is tried here with gradients, PGD's starts and every margin: bool (N,)."""
+        alive = self.pgd_restarted.clone()
+        chosen = alive.nonzero().squeeze(1)
+        generator = self.generator()
+        for part, x, y in self._batches(self.image_set.take(chosen)):
+            attacked = margins.multi_targeted(
+                self.model, x, y, self.eps, classes=MARGIN_CLASSES, steps=self.pgd_steps, generator=generator
+            )
+            alive[chosen[part]] = self.survive(attacked, y)
         return alive
 
     @cached_property
