@@ -17,6 +17,7 @@ import torch
 
 from benchmarks import common
 from stages.common import artifacts, evaluation, images, models, params, sampling
+from stages.common.errors import run
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
 from stages.common.subject import Subject
@@ -118,4 +119,4 @@ def autoattack(model: Classifier, image_set: ImageSet, eps: float, seed: int) ->
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

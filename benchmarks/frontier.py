@@ -1,8 +1,10 @@
 """Test accuracy against minutes of training: the standard recipe at several lengths and widths, each from nothing.
 
-    python -m benchmarks.frontier            # docs/frontier.csv and docs/frontier.png; ten minutes
+    python -m benchmarks.frontier                                      # the default's widths; twenty minutes
+    python -m benchmarks.frontier --widths 64 256 256 --epochs 20      # another net: half an hour
 
-Times are of `training.train`, validation after each epoch included.
+Times are of `training.train`, validation after each epoch included. Rows are kept in docs/frontier.csv and drawn as
+docs/frontier.png.
 """
 
 import argparse
@@ -20,9 +22,12 @@ from stages.common.errors import run
 TABLE, PICTURE = Path("docs/frontier.csv"), Path("docs/frontier.png")
 
 
-def measure(epochs: int) -> dict[str, float]:
-    """One training of the recipe in params.yaml, cut to `epochs`."""
+def measure(epochs: int, widths: list[int] | None = None) -> dict[str, float | str]:
+    """One training of the recipe in params.yaml, of another length and perhaps with other widths."""
     knobs = params.load()
+    if widths:
+        net = knobs.models.whitened_cnn.model_copy(update={"widths": widths})
+        knobs = knobs.model_copy(update={"models": knobs.models.model_copy(update={"whitened_cnn": net})})
     train, val, test = (images.read(name) for name in ("train", "val", "test"))
     recipe = training.recipe(knobs, epochs=epochs, label_smoothing=knobs.training.label_smoothing)
     model, options = training.new_model(knobs, train)
@@ -30,8 +35,8 @@ def measure(epochs: int) -> dict[str, float]:
         start = time.perf_counter()
         training.train(model, train, val, recipe, resume_in=Path(folder), name=f"{epochs} epochs")
         minutes = (time.perf_counter() - start) / 60
-    widths = "/".join(map(str, options["widths"]))
-    return {"widths": widths, "epochs": epochs, "minutes": minutes, "accuracy": evaluation.accuracy(model, test)}
+    shown = "/".join(map(str, options["widths"]))
+    return {"widths": shown, "epochs": epochs, "minutes": minutes, "accuracy": evaluation.accuracy(model, test)}
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -53,12 +58,14 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 2, 4, 8, 14])
+    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 2, 4, 8, 18])
+    parser.add_argument("--widths", type=int, nargs="+", help="of the groups of layers (default: params.yaml's)")
+    args = parser.parse_args()
     images.device("cpu")
     print(common.machine())
     old = pd.read_csv(TABLE) if TABLE.is_file() else pd.DataFrame(columns=["widths", "epochs", "minutes", "accuracy"])
-    for epochs in parser.parse_args().epochs:
-        row = measure(epochs)
+    for epochs in args.epochs:
+        row = measure(epochs, args.widths)
         print(f"{row['widths']}, {epochs} epochs: {row['accuracy']:.4f} in {row['minutes']:.2f} minutes", flush=True)
         old = old[(old.widths != row["widths"]) | (old.epochs != epochs)]
         old = pd.concat([old, pd.DataFrame([row])] if len(old) else [pd.DataFrame([row])])

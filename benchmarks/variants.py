@@ -14,19 +14,24 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest import mock
 
 import pandas as pd
+import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from benchmarks import common
 from stages.common import artifacts, evaluation, images, params, sampling, training
 from stages.common.errors import UserError, run
+from stages.common.images import ImageSet
+from stages.common.models import Classifier
 
 TABLE, DOCUMENT = Path("docs/variants.csv"), Path("docs/performance.md")
 START, END = "<!-- table: python -m benchmarks.variants -->", "<!-- /table of variants -->"
 TEST_IMAGES = 1000
 KEY = ["variant", "eps", "images", "epochs", "seed"]
 
-# variant -> what it changes: of train_robust, or the net's widths
+# variant -> what it changes: of train_robust; the net's widths or activation; whether its weights are averaged
 VARIANTS: dict[str, dict] = {
     "default": {},
     "plain FGSM": {"attack": "fgsm", "ramp": 0.0},
@@ -41,12 +46,16 @@ VARIANTS: dict[str, dict] = {
     "ramp 0.9": {"ramp": 0.9},
     "widths 64/128/128": {"widths": [64, 128, 128]},
     "widths 32/64/128": {"widths": [32, 64, 128]},
+    "widths 32/64/128/256, deeper": {"widths": [32, 64, 128, 256]},
+    "SiLU for ReLU": {"activation": F.silu},
+    "weights averaged": {"average": True},
 }
 
 
 def measure(variant: str, eps: float, count: int, epochs: int, seed: int) -> dict[str, float | str]:
     """One short training from nothing, attacked on test images that it never saw."""
     knobs, changes = params.load(), dict(VARIANTS[variant])
+    average, activation = changes.pop("average", False), changes.pop("activation", F.relu)
     net = knobs.models.whitened_cnn
     net = net.model_copy(update={"widths": changes.pop("widths", net.widths)})
     robust = knobs.train_robust.model_copy(update=changes)
@@ -70,19 +79,32 @@ def measure(variant: str, eps: float, count: int, epochs: int, seed: int) -> dic
     recipe = training.recipe(knobs, epochs=epochs, label_smoothing=robust.label_smoothing)
     recipe = replace(recipe, batch_size=min(recipe.batch_size, count))
     model, _ = training.new_model(knobs, train)
-    with TemporaryDirectory() as folder:
+    averaged = AveragedModel(model, use_buffers=True)  # of the weights and BatchNorm's moments after late epochs
+
+    def late(rows: list[dict[str, float]]) -> None:
+        if len(rows) > epochs / 2:
+            averaged.update_parameters(model)
+
+    # The models call relu of this very module: a way to try another activation without a knob that nobody should turn
+    with TemporaryDirectory() as folder, mock.patch.object(F, "relu", activation):
         start = time.perf_counter()
-        result = training.train(model, train, val, recipe, adversary=adversary, resume_in=Path(folder), name=variant)
+        result = training.train(
+            model, train, val, recipe, adversary=adversary, resume_in=Path(folder), log=late, name=variant
+        )
         minutes = (time.perf_counter() - start) / 60
-    few = test.take(sampling.representative(test.labels, TEST_IMAGES))
-    steps = knobs.fgsm_sweep.pgd_steps
+        few = test.take(sampling.representative(test.labels, TEST_IMAGES))
+        found = attacked(averaged.module.eval() if average else model, few, eps, knobs.fgsm_sweep.pgd_steps, seed)
+    key = {"variant": variant, "eps": round(eps, 6), "images": count, "epochs": epochs, "seed": seed}
+    return key | found | {"overfitted": sum(row["overfitted"] for row in result.rows), "minutes": minutes}
+
+
+def attacked(model: Classifier, image_set: ImageSet, eps: float, steps: int, seed: int) -> dict[str, float]:
+    """Accuracy on clean images, under FGSM and under PGD of one start."""
+    fgsm = evaluation.fgsm_predictions(model, image_set, [eps])[0] == image_set.labels
     return {
-        **{"variant": variant, "eps": round(eps, 6), "images": count, "epochs": epochs, "seed": seed},
-        "clean": evaluation.accuracy(model, few),
-        "fgsm": float((evaluation.fgsm_predictions(model, few, [eps])[0] == few.labels).double().mean()),
-        "pgd": float(evaluation.pgd_correct(model, few, eps, steps=steps, seed=seed).double().mean()),
-        "overfitted": sum(row["overfitted"] for row in result.rows),
-        "minutes": minutes,
+        "clean": evaluation.accuracy(model, image_set),
+        "fgsm": float(fgsm.double().mean()),
+        "pgd": float(evaluation.pgd_correct(model, image_set, eps, steps=steps, seed=seed).double().mean()),
     }
 
 

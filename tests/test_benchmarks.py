@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import autoattack, common, ood, scaling, sweep, time_to_accuracy, training, variants
+from benchmarks import autoattack, common, frontier, ood, scaling, sweep, time_to_accuracy, training, variants
 from stages.common import images, models, params
 from stages.common.errors import UserError
 
@@ -66,6 +66,25 @@ def test_a_variant_is_trained_and_its_row_says_so(digits, monkeypatch):
     rows = pd.DataFrame([row | {"pgd": 0.1}, other | {"pgd": 0.2}, other | {"pgd": 0.4, "seed": 2, "overfitted": 3}])
     _, _, best, worst = variants.table(rows).splitlines()
     assert best.startswith("| plain FGSM | 0.1 |") and "| 0.300 | 1 of 2 |" in best and "widths 32/64/128" in worst
+
+
+@pytest.mark.parametrize("variant", ["SiLU for ReLU", "weights averaged"])
+def test_a_variant_changes_what_it_says(digits, monkeypatch, variant):
+    monkeypatch.setattr(images, "read", lambda name: digits.take(torch.arange(300)))
+    before = torch.nn.functional.relu
+    plain, changed = (variants.measure(name, 0.1, 300, 3, 0) for name in ("default", variant))
+    assert torch.nn.functional.relu is before
+    figures = ("clean", "fgsm", "pgd")
+    assert [plain[name] for name in figures] != [changed[name] for name in figures]
+
+
+def test_the_frontier_s_points_are_trained_and_drawn(digits, monkeypatch):
+    monkeypatch.setattr(images, "read", lambda name: digits.take(torch.arange(300)))
+    rows = [frontier.measure(1), frontier.measure(2, [8, 8])]
+    assert [row["epochs"] for row in rows] == [1, 2] and rows[1]["widths"] == "8/8"
+    assert all(0 < row["accuracy"] <= 1 and row["minutes"] > 0 for row in rows)
+    (axes,) = frontier.draw(pd.DataFrame(rows)).axes
+    assert {line.get_label() for line in axes.lines} == {f"widths {row['widths']}" for row in rows}
 
 
 def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path):
