@@ -5,7 +5,8 @@
     python -m benchmarks.variants --eps 8/255 --images 20000 --epochs 6 --seeds 3
 
 Nothing is undone here: an epoch that overfits stays, so that a recipe shows what it does. A seed counts as overfitted
-if one of its epochs did. Rows are kept in docs/variants.csv; the table in docs/performance.md is made from them.
+if one of its epochs did. Minutes are of processor time, all cores added, so that what runs beside does not count. Rows
+are kept in docs/variants.csv; the table in docs/performance.md is made from them.
 """
 
 import argparse
@@ -87,11 +88,11 @@ def measure(variant: str, eps: float, count: int, epochs: int, seed: int) -> dic
 
     # The models call relu of this very module: a way to try another activation without a knob that nobody should turn
     with TemporaryDirectory() as folder, mock.patch.object(F, "relu", activation):
-        start = time.perf_counter()
+        start = time.process_time()
         result = training.train(
             model, train, val, recipe, adversary=adversary, resume_in=Path(folder), log=late, name=variant
         )
-        minutes = (time.perf_counter() - start) / 60
+        minutes = (time.process_time() - start) / 60
         few = test.take(sampling.representative(test.labels, TEST_IMAGES))
         found = attacked(averaged.module.eval() if average else model, few, eps, knobs.fgsm_sweep.pgd_steps, seed)
     key = {"variant": variant, "eps": round(eps, 6), "images": count, "epochs": epochs, "seed": seed}
@@ -111,7 +112,7 @@ def attacked(model: Classifier, image_set: ImageSet, eps: float, steps: int, see
 def table(rows: pd.DataFrame) -> str:
     """Markdown: the mean over seeds, and how many seeds overfitted; the best PGD first within each set-up."""
     lines = [
-        "| variant | eps | clean | FGSM | PGD-20 | seeds overfitted | minutes |",
+        "| variant | eps | clean | FGSM | PGD-20 | seeds overfitted | CPU minutes |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     means = rows.assign(broken=rows.overfitted > 0).groupby(["eps", "images", "epochs", "variant"], as_index=False)
