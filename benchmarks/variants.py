@@ -75,7 +75,7 @@ def measure(variant: str, eps: float, count: int, epochs: int, seed: int) -> dic
         overfitting_gap=robust.overfitting_gap,
         undo_overfitting=False,
         pgd_steps=robust.pgd_steps,
-        validation_images=500,
+        validation_images=200,
     )
     recipe = training.recipe(knobs, epochs=epochs, label_smoothing=robust.label_smoothing)
     recipe = replace(recipe, batch_size=min(recipe.batch_size, count))
