@@ -50,7 +50,7 @@ experiments: setup   ## the experiments of this commit: what was turned, and the
 queue: setup     ## run the queued experiments J at a time, the cores divided among them (make queue J=2)
 	OMP_NUM_THREADS=$$(python -c 'import os; print(max(1, os.cpu_count() // $(J)))') dvc queue start -j $(J)
 
-bench: setup     ## speed beside peers in the same run, on the prepared CIFAR-10: ten minutes on a quiet machine
+bench: setup     ## speed beside peers in the same run, on the prepared CIFAR-10: eight minutes on a quiet machine
 	python -m benchmarks
 
 autoattack: setup   ## the robust model under AutoAttack and PGD-50 x 10, beside the audit's figure: half an hour

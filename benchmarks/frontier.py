@@ -49,6 +49,10 @@ def draw(table: pd.DataFrame) -> Figure:
                 str(row.epochs), (row.minutes, row.accuracy), (4, -10), textcoords="offset points", fontsize=8
             )
     axes.set_xscale("log")
+    ticks = [1, 2, 5, 10, 20, 50]
+    axes.set_xticks(ticks, list(map(str, ticks)))
+    axes.minorticks_off()
+    axes.margins(0.08)
     axes.set_xlabel("minutes of training on two cores (numbers: epochs)")
     axes.set_ylabel("test accuracy")
     axes.grid(alpha=0.3)

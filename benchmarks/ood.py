@@ -11,7 +11,7 @@ from scipy import stats
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import common
-from stages.common import detectors, evaluation, images, params
+from stages.common import detectors, evaluation, images, params, sampling
 from stages.common.errors import run
 from stages.common.images import ImageSet
 
@@ -45,10 +45,10 @@ def data(quick: bool):
         return model, whole.take(torch.arange(300)), whole.take(torch.arange(300, 400))
     train, test, ood = (images.read(name) for name in ("train", "test", "ood"))
     model = evaluation.load_both(test)["standard"]
-    scored = [part.take(images.first_per_class(part.labels, SCORED)).images for part in (test, ood)]
+    scored = [part.take(sampling.representative(part.labels, SCORED)).images for part in (test, ood)]
     return (
         model,
-        train.take(images.first_per_class(train.labels, FIT)),
+        train.take(sampling.representative(train.labels, FIT)),
         ImageSet(torch.cat(scored), torch.zeros(2 * SCORED, dtype=torch.int64), test.classes),
     )
 

@@ -12,10 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -60,26 +60,32 @@ def ours(quick: bool) -> float:
 
 
 class Pictures(Dataset):
-    """Images one by one as PIL pictures through transforms, as torchvision.datasets.CIFAR10 gives them."""
+    """Images one by one as PIL pictures through `transform`, as torchvision.datasets.CIFAR10 gives them."""
 
-    def __init__(self, image_set: ImageSet, translate: int):
-        from torchvision import transforms
-
-        size = image_set.images.shape[-1]
-        self.pictures, self.labels = image_set.images.permute(0, 2, 3, 1).numpy(), image_set.labels
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomCrop(size, padding=translate, padding_mode="reflect"),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-            ]
-        )
+    def __init__(self, image_set: ImageSet, transform: Callable[[Image.Image], torch.Tensor]):
+        self.pictures = image_set.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels, self.transform = image_set.labels, transform
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(np.ascontiguousarray(self.pictures[index]))), int(self.labels[index])
+        pixels = self.pictures[index]
+        picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+        return self.transform(picture), int(self.labels[index])
+
+
+def augmenting(size: int, translate: int) -> Callable[[Image.Image], torch.Tensor]:
+    """The transforms of tutorials: a random shift over a reflected border, a random mirror image."""
+    from torchvision import transforms
+
+    return transforms.Compose(
+        [
+            transforms.RandomCrop(size, padding=translate, padding_mode="reflect"),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+        ]
+    )
 
 
 def peer(quick: bool) -> float:
@@ -88,7 +94,8 @@ def peer(quick: bool) -> float:
     plan = recipe(quick)
     model, _ = training.new_model(params.load(), train)
     model = model.to(memory_format=torch.contiguous_format)
-    loader = DataLoader(Pictures(train, plan.translate), batch_size=plan.batch_size, shuffle=True, drop_last=True)
+    pictures = Pictures(train, augmenting(train.images.shape[-1], plan.translate))
+    loader = DataLoader(pictures, batch_size=plan.batch_size, shuffle=True, drop_last=True)
     optimizer = torch.optim.SGD(
         (p for p in model.parameters() if p.requires_grad),
         lr=plan.learning_rate / 10,

@@ -32,16 +32,7 @@ def main() -> None:
 
     found, taken_for = {}, {}  # confidences [model][detector][set], predicted classes [model][set]
     for name, model in both.items():
-        sight, options = detectors.settings(knobs)
-        fitted = detectors.fit_on(model, train, sight, options, device=device, description=f"{name}: train")
-        seen = {
-            key: detectors.see(model, part, sight, device=device, description=f"{name}: {key}")
-            for key, part in sets.items()
-        }
-        by_set = {key: detectors.score(fitted, views) for key, views in seen.items()}
-        found[name] = {score: {key: by_set[key][score].numpy() for key in sets} for score in fitted}
-        taken_for[name] = {key: views["plain"].logits.argmax(1) for key, views in seen.items()}
-        print(f"{name}: {len(fitted)} detectors on {sum(map(len, sets.values())):,} images", flush=True)
+        found[name], taken_for[name] = examine(name, model, train, sets, knobs, device)
 
     main_pairs = {m: {s: (parts["id"], parts[MAIN]) for s, parts in found[m].items()} for m in MODELS}
     results = {
@@ -67,6 +58,20 @@ def main() -> None:
     )
     artifacts.write_figure(artifacts.IMAGES / "ood_fooled.png", fooled)
     report(results, paired, table, sizes)
+
+
+def examine(name, model, train, sets, knobs, device):
+    """One model's confidences [detector][set] and predicted classes [set]. Frees all that it has fitted and seen."""
+    sight, options = detectors.settings(knobs)
+    fitted = detectors.fit_on(model, train, sight, options, device=device, description=f"{name}: train")
+    confidences, taken_for = {score: {} for score in fitted}, {}
+    for key, part in sets.items():
+        seen = detectors.see(model, part, sight, device=device, description=f"{name}: {key}")
+        taken_for[key] = seen["plain"].logits.argmax(1)
+        for score, values in detectors.score(fitted, seen).items():
+            confidences[score][key] = values.numpy()
+    print(f"{name}: {len(fitted)} detectors on {sum(map(len, sets.values())):,} images", flush=True)
+    return confidences, taken_for
 
 
 def rows(found, unknown, accept, level):

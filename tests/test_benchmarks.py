@@ -23,7 +23,7 @@ def test_training_reports_both_sides():
 
 def test_both_training_sides_see_the_same_images():
     train, _ = training.data(quick=True)
-    pictures = training.Pictures(train, translate=0)
+    pictures = training.Pictures(train, training.augmenting(train.images.shape[-1], translate=0))
     torch.manual_seed(0)
     for index in range(20):
         seen, label = pictures[index]
