@@ -30,7 +30,7 @@ def rows(quick: bool):
     yield what, ours, f"DataLoader loop, the same net: {peer}", found["ratio"]
     found = time_to_accuracy.measure(quick)
     what = f"training to {time_to_accuracy.GOAL:.0%} test accuracy"
-    ours, peer = (f"{found[f'{side}_s']:.0f} s ({found[f'{side}_accuracy']:.3f})" for side in ("ours", "study"))
+    ours, peer = (f"{found[f'{side}_s']:.1f} s ({found[f'{side}_accuracy']:.3f})" for side in ("ours", "study"))
     yield what, ours, f"the study's recipe: {peer}", found["ratio"]
 
 
