@@ -17,7 +17,7 @@ START, END = "<!-- table: python -m benchmarks -->", "<!-- /table -->"
 def rows(quick: bool):
     """What is measured, ours, the peer's, and their ratio; the shortest first."""
     for peer, found in sweep.measure(quick).items():
-        what = f"FGSM sweep of nine budgets, {found['equal']:.1%} equal predictions"
+        what = f"FGSM sweep of {found['budgets']} budgets, {found['equal']:.1%} equal predictions"
         yield what, f"{found['ours_s']:.2f} s", f"{peer}: {found['peer_s']:.2f} s", found["ratio"]
     found = ood.measure(quick)
     what = f"{len(ood.SAME)} OOD scores, rank correlation {found['lowest_rank_correlation']:.5f} or more"

@@ -10,12 +10,13 @@ from stages.common.errors import run
 
 
 def measure(quick: bool) -> dict[str, dict[str, float]]:
-    """For each peer: our seconds, its seconds, the ratio and the share of equal predictions."""
+    """For each peer: our seconds, its seconds, their ratio, the share of equal predictions, how many budgets."""
     import foolbox
     import torchattacks
 
     images.device("cpu")  # all sides with the allocator as the stages set it
-    epsilons = list(params.load().fgsm_sweep.epsilons)
+    knobs = params.load()
+    epsilons = sorted({0.0, 8 / 255, knobs.eps, *knobs.fgsm_sweep.epsilons})  # the stage's own
     if quick:
         model, x, y = common.digits(64)
     else:
@@ -45,6 +46,7 @@ def measure(quick: bool) -> dict[str, dict[str, float]]:
             "peer_s": seconds[peer],
             "ratio": seconds[peer] / seconds["ours"],
             "equal": float((predicted[peer] == predicted["ours"]).double().mean()),
+            "budgets": len(epsilons),
         }
         for peer in ("torchattacks", "foolbox")
     }
@@ -56,7 +58,10 @@ def main() -> None:
     quick = parser.parse_args().quick
     print(common.machine())
     for peer, row in measure(quick).items():
-        print(f"FGSM sweep against {peer}: {row['ratio']:.2f} times, {row['equal']:.4f} equal predictions")
+        print(
+            f"FGSM sweep of {row['budgets']} budgets against {peer}: {row['ratio']:.2f} times, "
+            f"{row['equal']:.4f} equal predictions"
+        )
 
 
 if __name__ == "__main__":
