@@ -22,6 +22,7 @@ VERDICTS = {"pass": "passed", "warn": "warned", "FAIL": "failed"}
 STYLES = {"pass": "green", "warn": "yellow", "FAIL": "bold red"}
 WIDTH = max(map(len, checks.CHECKS))
 SURFACE = np.linspace(-1, 1, 17)  # of eps, in both directions
+SEARCHED = np.linspace(0, 0.3, 61).tolist()  # budgets of plots/smallest_eps.csv
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
             other=both[other],
             defended=name == "robust",
             image_set=audited,
-            target=len(audited.classes) - 1,
+            target=len(audited.classes) - 1,  # any class serves: what is asked is whether the step goes there
             eps=knobs.eps,
             epsilons=tuple(knobs.fgsm_sweep.epsilons),
             pgd_steps=knobs.audit.pgd_steps,
@@ -55,8 +56,8 @@ def main() -> None:
         medians = {attack: median(eps) for attack, eps in subject.smallest_eps.items()}
         left = {"strongest": float(subject.strongest.double().mean()), "median_eps": medians}
         metrics[name] = {r["check"]: int(r["verdict"] == "pass") for r in rows} | counts | left
-        artifacts.write_table(artifacts.PLOTS / f"audit_{name}.csv", curves(subject))
-        smallest += cumulative(name, subject)
+        artifacts.write_table(artifacts.PLOTS / f"audit_{name}.csv", list(subject.curves()))
+        smallest += [{"model": name, **shares} for shares in subject.shares_changed(SEARCHED)]
         surfaces[name] = surface(subject)
 
     artifacts.write_table(artifacts.PLOTS / "audit_verdicts.csv", verdicts)
@@ -83,34 +84,8 @@ def row(model: str, check: str, subject: Subject) -> dict[str, str]:
     return {"model": model, "check": check, "verdict": finding.verdict, "seen": finding.seen, "meaning": meaning}
 
 
-def curves(subject: Subject) -> list[dict[str, float | str]]:
-    """Accuracy against eps under every attack on the same images, the weakest first."""
-    clean = float(subject.correct.double().mean())
-    accuracies = {
-        "noise": subject.noise,
-        "transfer": subject.transfer,
-        "FGSM": subject.fgsm,
-        "FGSM, worst case": subject.fgsm_worst,
-        "PGD": subject.pgd,
-    }
-    return [
-        {"eps": eps, "attack": attack, "accuracy": accuracy}
-        for attack, by_budget in accuracies.items()
-        for eps, accuracy in {0.0: clean, **by_budget}.items()
-    ]
-
-
 def median(eps: Tensor) -> float:
     return float(eps.clamp(max=probes.LARGEST).double().median())
-
-
-def cumulative(model: str, subject: Subject) -> list[dict[str, float | str]]:
-    """The share of images whose prediction some budget up to eps changes."""
-    return [
-        {"eps": eps, "model": model, "attack": attack, "share": float((smallest <= eps).double().mean())}
-        for attack, smallest in subject.smallest_eps.items()
-        for eps in np.linspace(0, 0.3, 61).tolist()
-    ]
 
 
 def surface(subject: Subject) -> Tensor:

@@ -8,16 +8,12 @@ Out: metrics/ood.json, of the main OOD set; plots/ood_scores.csv, every figure o
 Scores are fitted on the training images; the validation images set the thresholds. No OOD image decides anything.
 """
 
-import numpy as np
-import pandas as pd
-
-from stages.common import artifacts, detection, detectors, errors, evaluation, figures, images, params
+from stages.common import artifacts, detection, detectors, errors, evaluation, figures, images, params, tables
 
 MODELS = ("standard", "robust")
 HEADLINE = "max_logit"  # the study's score: one picture compares the two models by it
 BASELINE = "max_softmax"  # every score is tested against this one (Hendrycks 2017)
 MAIN = "ood"  # the set that metrics/ood.json and the curves are about
-BINS = 50
 WIDE = 0.2  # an AUROC interval beyond which no two scores can be told apart
 
 
@@ -49,10 +45,11 @@ def main() -> None:
         artifacts.METRICS / "ood.json",
         {**results, "robust_minus_standard": paired, "sizes": sizes, "base_rate": base_rate},
     )
-    table = pd.DataFrame(rows(found, unknown, knobs.ood_eval.accept, level))
+    table = tables.by_set(found, unknown, baseline=BASELINE, accept=knobs.ood_eval.accept, confidence=level)
     artifacts.write_table(artifacts.PLOTS / "ood_scores.csv", table)
-    artifacts.write_table(artifacts.PLOTS / "ood_classes.csv", class_rows(found, taken_for, unknown, test.classes))
-    write_curves(main_pairs, results)
+    classes = list(tables.by_class(found, taken_for, unknown, test.classes))
+    artifacts.write_table(artifacts.PLOTS / "ood_classes.csv", classes)
+    draw(main_pairs, results)
     fooled = figures.fooled_grid(
         {model: (found[model][HEADLINE][MAIN], taken_for[model][MAIN]) for model in MODELS}, ood, test.classes
     )
@@ -74,85 +71,18 @@ def examine(name, model, train, sets, knobs, device):
     return confidences, taken_for
 
 
-def rows(found, unknown, accept, level):
-    """One row per model, OOD set and score: the figures, the threshold's rates, the paired test against BASELINE."""
-    for model in MODELS:
-        for key, ood in unknown.items():
-            for score, parts in found[model].items():
-                pair, base = (parts["id"], parts[key]), found[model][BASELINE]
-                test = {}
-                if score != BASELINE:
-                    test = detection.delong_test(*pair, base["id"], base[key], confidence=level)
-                yield {
-                    **{"model": model, "set": key, "score": score, "id_images": len(pair[0]), "ood_images": len(ood)},
-                    **detection.evaluate(*pair, confidence=level),
-                    **detection.balanced(*pair),
-                    **detection.at_threshold(parts["val"], *pair, accept=accept),
-                    **{f"minus_{BASELINE}{suffix}": test.get(name) for name, suffix in PAIRED.items()},
-                }
-
-
-PAIRED = {"difference": "", "low": "_low", "high": "_high", "p_value": "_p"}
-
-
-def class_rows(found, taken_for, unknown, classes):
-    """One row per model and OOD class: what it is most often taken for, and its AUROC by every score."""
-    for model in MODELS:
-        for key, ood in unknown.items():
-            for label, name in enumerate(ood.classes):
-                members = (ood.labels == label).numpy()
-                guess = taken_for[model][key][members].bincount(minlength=len(classes))
-                aurocs = {s: detection.auroc(parts["id"], parts[key][members]) for s, parts in found[model].items()}
-                yield {
-                    **{"model": model, "set": key, "class": name, "images": int(members.sum())},
-                    **{"taken_for": classes[int(guess.argmax())], "share": float(guess.max() / guess.sum())},
-                    **aurocs,
-                }
-
-
-def write_curves(pairs, results) -> None:
-    aurocs = {model: {score: row["auroc"] for score, row in rows.items()} for model, rows in results.items()}
-    for kind, curve, columns, figure in (
-        ("roc", detection.roc_curve, ("fpr", "tpr"), "auroc"),
-        ("pr", detection.pr_curve, ("recall", "precision"), "ap_id"),
-    ):
-
-        def thinned(inside, outside, curve=curve, columns=columns):
-            return dict(zip(columns, detection.thin(*curve(inside, outside)), strict=True))
-
-        table = long_table(pairs, thinned)
-        table["area"] = [results[m][s][figure] for m, s in zip(table.model, table.score, strict=True)]
+def draw(pairs, results) -> None:
+    """Curves and histograms: every score on each model, and the headline score on both."""
+    for kind in tables.CURVES:
+        table = tables.curves(pairs, results, kind)
         for model in MODELS:
             artifacts.write_table(artifacts.PLOTS / f"{kind}_{model}.csv", table[table.model == model])
         artifacts.write_table(artifacts.PLOTS / f"{kind}_{HEADLINE}.csv", table[table.score == HEADLINE])
-    table = long_table(pairs, histogram)
+    table = tables.histograms(pairs)
     for model in MODELS:
         artifacts.write_table(artifacts.PLOTS / f"ood_histogram_{model}.csv", table[table.model == model])
+    aurocs = {model: {score: row["auroc"] for score, row in rows.items()} for model, rows in results.items()}
     artifacts.write_figure(artifacts.IMAGES / "ood_histograms.png", figures.score_histograms(pairs, aurocs))
-
-
-def long_table(pairs, columns) -> pd.DataFrame:
-    """The `columns` of every model and score below each other, behind a column for each of the two names."""
-    return pd.concat(
-        [
-            pd.DataFrame({"model": model, "score": score, **columns(*pair)})
-            for model, by_score in pairs.items()
-            for score, pair in by_score.items()
-        ],
-        ignore_index=True,
-    )
-
-
-def histogram(inside, outside) -> dict[str, np.ndarray]:
-    """The share of each set in BINS equal bins over the range of both, so that unequal sets compare."""
-    edges = np.histogram_bin_edges(np.concatenate([inside, outside]), BINS)
-    shares = [np.histogram(values, edges)[0] / len(values) for values in (inside, outside)]
-    centres = (edges[1:] + edges[:-1]) / 2
-    return {
-        "set": np.repeat(["ID", "OOD"], BINS),
-        "confidence": np.tile(centres, 2),
-        "share": np.concatenate(shares),
-    }
 
 
 def report(results, paired, table, sizes) -> None:

@@ -1,6 +1,6 @@
 """A model under audit: what it is attacked with, and every accuracy that several checks share, measured once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -149,6 +149,26 @@ class Subject:
             by_pgd = probes.smallest_pgd_eps(self.model, x, y, steps=SEARCH_STEPS, generator=generator)
             found["pgd"].append(by_pgd.cpu())
         return {attack: torch.cat(parts) for attack, parts in found.items()}
+
+    def curves(self) -> Iterator[dict[str, float | str]]:
+        """Accuracy against eps under every attack on the same images, the weakest first: the rows of a table."""
+        accuracies = {
+            "noise": self.noise,
+            "transfer": self.transfer,
+            "FGSM": self.fgsm,
+            "FGSM, worst case": self.fgsm_worst,
+            "PGD": self.pgd,
+        }
+        clean = float(self.correct.double().mean())
+        for attack, by_budget in accuracies.items():
+            for eps, accuracy in {0.0: clean, **by_budget}.items():
+                yield {"eps": eps, "attack": attack, "accuracy": accuracy}
+
+    def shares_changed(self, epsilons: Sequence[float]) -> Iterator[dict[str, float | str]]:
+        """The share of images whose prediction some budget up to each of `epsilons` changes: the rows of a table."""
+        for attack, smallest in self.smallest_eps.items():
+            for eps in epsilons:
+                yield {"eps": eps, "attack": attack, "share": float((smallest <= eps).double().mean())}
 
     @torch.no_grad()
     def survive(self, attacked: Tensor, labels: Tensor) -> Tensor:
