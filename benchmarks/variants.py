@@ -1,12 +1,13 @@
 """Ways to train the robust model, compared at equal numbers of images: short runs, several seeds each.
 
-    python -m benchmarks.variants                              # every variant, three seeds: over two hours of processor
+    python -m benchmarks.variants                              # every variant, three seeds: an hour and a half
     python -m benchmarks.variants --only default "plain FGSM"  # some of them
     python -m benchmarks.variants --eps 8/255 --images 10000 --epochs 6 --seeds 3
 
 Nothing is undone here: an epoch that overfits stays, so that a recipe shows what it does. A seed counts as overfitted
 if one of its epochs did. Minutes are of processor time, all cores added, so that what runs beside does not count. Rows
-are kept in docs/variants.csv; the table in docs/performance.md is made from them.
+are kept in docs/variants.csv, and what is there is not measured again (delete a row to do that), so that a run may be
+interrupted; the table in docs/performance.md is made from them.
 """
 
 import argparse
@@ -98,8 +99,13 @@ def measure(variant: str, eps: float, count: int, epochs: int, seed: int) -> dic
         minutes = (time.process_time() - start) / 60
         few = test.take(sampling.representative(test.labels, TEST_IMAGES))
         found = attacked(averaged.module.eval() if average else model, few, eps, knobs.fgsm_sweep.pgd_steps, seed)
-    key = {"variant": variant, "eps": round(eps, 6), "images": count, "epochs": epochs, "seed": seed}
-    return key | found | {"overfitted": sum(row["overfitted"] for row in result.rows), "minutes": minutes}
+    found |= {"overfitted": sum(row["overfitted"] for row in result.rows), "minutes": minutes}
+    return key(variant, eps, count, epochs, seed) | found
+
+
+def key(variant: str, eps: float, count: int, epochs: int, seed: int) -> dict[str, float | str]:
+    """What tells a row of the table from the others."""
+    return dict(zip(KEY, (variant, round(eps, 6), count, epochs, seed), strict=True))
 
 
 def attacked(model: Classifier, image_set: ImageSet, eps: float, steps: int, seed: int) -> dict[str, float]:
@@ -147,11 +153,14 @@ def main() -> None:
     eps = float(Fraction(args.eps)) if args.eps else params.load().eps
     for seed in range(args.seeds):
         for variant in args.only:
+            kept = pd.read_csv(TABLE) if TABLE.is_file() else pd.DataFrame(columns=KEY)
+            wanted = key(variant, eps, args.images, args.epochs, seed)
+            if (kept[KEY] == pd.Series(wanted)).all(axis=1).any():
+                continue
             row = measure(variant, eps, args.images, args.epochs, seed)
-            print({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
-            kept = [pd.read_csv(TABLE)] if TABLE.is_file() else []
-            rows = pd.concat([*kept, pd.DataFrame([row])]).drop_duplicates(KEY, keep="last")
-            artifacts.write_table(TABLE, rows.sort_values(KEY), places=4)
+            print({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()})
+            rows = pd.concat([*([kept] if len(kept) else []), pd.DataFrame([row])])
+            artifacts.write_table(TABLE, rows.sort_values(KEY), places=6)
     common.put_table(DOCUMENT, START, END, table(pd.read_csv(TABLE)))
 
 

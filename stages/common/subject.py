@@ -117,17 +117,20 @@ class Subject:
 
     @cached_property
     def transfer(self) -> dict[float, float]:
-        """Accuracy under PGD examples of the other model, at each of the budgets."""
+        """Accuracy under PGD examples of the other model, at each of the budgets; as for PGD, wrong images stay so."""
 
         def attack(x: Tensor, y: Tensor, eps: float, generator: torch.Generator) -> Tensor:
             return attacks.pgd(self.other, x, y, eps, steps=TRANSFER_STEPS, generator=generator)
 
-        return self._accuracies(attack)
+        return self._accuracies(attack, self.correct.nonzero().squeeze(1))
 
     @cached_property
     def noise(self) -> dict[float, float]:
         """Accuracy under random signs of the size of each of the budgets."""
-        return self._accuracies(lambda x, y, eps, generator: attacks.sign_noise(x, eps, generator=generator))
+        everywhere = torch.arange(len(self.image_set))
+        return self._accuracies(
+            lambda x, y, eps, generator: attacks.sign_noise(x, eps, generator=generator), everywhere
+        )
 
     @cached_property
     def square(self) -> Tensor:
@@ -143,12 +146,13 @@ class Subject:
     @cached_property
     def smallest_eps(self) -> dict[str, Tensor]:
         """The smallest budgets found that change each prediction, under FGSM and PGD: float (N,), see `probes`."""
-        generator, found = self.generator(), {"fgsm": [], "pgd": []}
-        for _, x, y in self._batches(self.image_set):
-            found["fgsm"].append(probes.smallest_fgsm_eps(self.model, x, y).cpu())
+        generator, right = self.generator(), self.correct.nonzero().squeeze(1)
+        found = {attack: torch.zeros(len(self.image_set)) for attack in ("fgsm", "pgd")}
+        for part, x, y in self._batches(self.image_set.take(right)):
+            found["fgsm"][right[part]] = probes.smallest_fgsm_eps(self.model, x, y).cpu()
             by_pgd = probes.smallest_pgd_eps(self.model, x, y, steps=SEARCH_STEPS, generator=generator)
-            found["pgd"].append(by_pgd.cpu())
-        return {attack: torch.cat(parts) for attack, parts in found.items()}
+            found["pgd"][right[part]] = by_pgd.cpu()
+        return found
 
     def curves(self) -> Iterator[dict[str, float | str]]:
         """Accuracy against eps under every attack on the same images, the weakest first: the rows of a table."""
@@ -179,13 +183,17 @@ class Subject:
         """A fresh source of randomness on the device: equal seeds, equal audits."""
         return torch.Generator(self.device).manual_seed(self.seed)
 
-    def _accuracies(self, attack: Callable[[Tensor, Tensor, float, torch.Generator], Tensor]) -> dict[float, float]:
-        """Accuracy at each of the budgets on what `attack(images, labels, eps, generator)` makes."""
+    def _accuracies(
+        self, attack: Callable[[Tensor, Tensor, float, torch.Generator], Tensor], chosen: Tensor
+    ) -> dict[float, float]:
+        """Accuracy at each of the budgets on what `attack(images, labels, eps, generator)` makes of the images at
+        `chosen`, int64 (n,); the others count as wrong.
+        """
         survivors = torch.zeros(len(self.budgets), len(self.image_set), dtype=torch.bool)
         generator = self.generator()
-        for part, x, y in self._batches(self.image_set):
+        for part, x, y in self._batches(self.image_set.take(chosen)):
             for row, eps in enumerate(self.budgets):
-                survivors[row, part] = self.survive(attack(x, y, eps, generator), y)
+                survivors[row, chosen[part]] = self.survive(attack(x, y, eps, generator), y)
         return self._by_budget(survivors)
 
     def _by_budget(self, survivors: Tensor) -> dict[float, float]:
