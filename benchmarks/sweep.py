@@ -7,6 +7,7 @@ import torch
 from benchmarks import common
 from stages.common import attacks, evaluation, images, params, sampling
 from stages.common.errors import run
+from stages.fgsm_sweep import EIGHT
 
 
 def measure(quick: bool) -> dict[str, dict[str, float]]:
@@ -16,7 +17,7 @@ def measure(quick: bool) -> dict[str, dict[str, float]]:
 
     images.device("cpu")  # all sides with the allocator as the stages set it
     knobs = params.load()
-    epsilons = sorted({0.0, 8 / 255, knobs.eps, *knobs.fgsm_sweep.epsilons})  # the stage's own
+    epsilons = sorted({0.0, EIGHT, knobs.eps, *knobs.fgsm_sweep.epsilons})  # the stage's own
     if quick:
         model, x, y = common.digits(64)
     else:
