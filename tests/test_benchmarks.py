@@ -60,12 +60,13 @@ def test_autoattack_breaks_what_no_gradient_protects(digits):
 
 def test_a_variant_is_trained_and_its_row_says_so(digits, monkeypatch):
     monkeypatch.setattr(images, "read", lambda name: digits.take(torch.arange(300)))
-    row = variants.measure("widths 32/64/128", 0.1, 200, 1, 0)
+    row = variants.measure("widths 64/128/128", 0.1, 200, 1, 0)
     other = variants.measure("plain FGSM", 0.1, 200, 1, 1)
     assert all(0 <= found[figure] <= 1 for found in (row, other) for figure in ("clean", "fgsm", "pgd"))
     rows = pd.DataFrame([row | {"pgd": 0.1}, other | {"pgd": 0.2}, other | {"pgd": 0.4, "seed": 2, "overfitted": 3}])
     _, _, best, worst = variants.table(rows).splitlines()
-    assert best.startswith("| plain FGSM | 0.1 |") and "| 0.300 | 1 of 2 |" in best and "widths 32/64/128" in worst
+    assert best.startswith("| plain FGSM | 0.1 | 1 |") and "| 0.300 (0.200 to 0.400) | 1 of 2 |" in best
+    assert "widths 64/128/128" in worst and "| 0 of 1 |" in worst
 
 
 @pytest.mark.parametrize("variant", ["SiLU for ReLU", "weights averaged"])
