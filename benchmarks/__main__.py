@@ -4,7 +4,6 @@ Prints the table and writes it into docs/performance.md, between its markers. --
 writes nothing.
 """
 
-import argparse
 from pathlib import Path
 
 from benchmarks import common, ood, sweep, time_to_accuracy, training
@@ -35,9 +34,7 @@ def rows(quick: bool):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few embedded images instead of CIFAR-10")
-    quick = parser.parse_args().quick
+    quick = common.asked_quick(__doc__)
     lines = ["| measured | ours | peer | times faster |", "|---|---|---|---:|"]
     for what, ours, peer, ratio in rows(quick):
         lines.append(f"| {what} | {ours} | {peer} | {ratio:.2f} |")

@@ -1,5 +1,6 @@
 """What the benchmarks share: timing two sides in turn, the machine, tables, embedded images for --quick."""
 
+import argparse
 import os
 import platform
 import statistics
@@ -29,6 +30,13 @@ def alternate(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str,
             call()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def asked_quick(description: str | None) -> bool:
+    """Whether the command line says --quick, the one argument of most benchmarks; its --help shows `description`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few embedded images instead of CIFAR-10")
+    return parser.parse_args().quick
 
 
 def machine() -> str:

@@ -4,8 +4,6 @@ Each of its detectors is fitted on a loader of training images and asked for the
 images, as its documentation shows; both sides compute the same scores, and their ranks are compared.
 """
 
-import argparse
-
 import torch
 from scipy import stats
 from torch.utils.data import DataLoader, TensorDataset
@@ -108,9 +106,7 @@ def measure(quick: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few embedded digits instead of CIFAR-10")
-    row = measure(parser.parse_args().quick)
+    row = measure(common.asked_quick(__doc__))
     print(common.machine())
     print(
         f"{len(SAME)} OOD scores against pytorch-ood: {row['ratio']:.2f} times "

@@ -1,7 +1,5 @@
 """FGSM over several budgets: ours, from one gradient, against the loops of torchattacks and foolbox."""
 
-import argparse
-
 import torch
 
 from benchmarks import common
@@ -54,9 +52,7 @@ def measure(quick: bool) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few embedded digits instead of CIFAR-10")
-    quick = parser.parse_args().quick
+    quick = common.asked_quick(__doc__)
     print(common.machine())
     for peer, row in measure(quick).items():
         print(

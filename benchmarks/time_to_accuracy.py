@@ -5,7 +5,6 @@ Theirs: LeNet-5 as PyTorch's tutorials write it, Adam at 0.001, batches of 32 fr
 shortest of LENGTHS that gets there. Evaluation is not counted on either side.
 """
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -107,9 +106,7 @@ def measure(quick: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few embedded digits instead of CIFAR-10")
-    row = measure(parser.parse_args().quick)
+    row = measure(common.asked_quick(__doc__))
     print(common.machine())
     print(
         f"time to {GOAL:.0%}: ours {row['ours_s']:.1f} s ({row['ours_accuracy']:.3f}), the study's recipe "
