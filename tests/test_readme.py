@@ -4,9 +4,11 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
+from benchmarks import variants
 from scripts import detection, headline, summary, verdicts
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +41,13 @@ def test_the_headline_is_what_the_command_prints(monkeypatch):
     shown = re.search(r"<!-- headline: python -m scripts.headline -->\n(.*?)\n<!-- /headline -->", README, re.S)
     kept = json.loads(headline.KEPT.read_text())
     assert shown and shown[1].strip() == headline.table(kept, headline.figures_of(None))
+
+
+def test_the_variants_are_what_their_rows_come_to(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = variants.DOCUMENT.read_text()
+    shown = page.partition(variants.START)[2].partition(variants.END)[0]
+    assert shown.strip() == variants.table(pd.read_csv(variants.TABLE))
 
 
 def test_links_lead_somewhere():
