@@ -39,12 +39,17 @@ def asked_quick(description: str | None) -> bool:
     return parser.parse_args().quick
 
 
-def machine() -> str:
-    """CPU model, cores, threads and torch version, in one line."""
+def processor() -> str:
+    """The CPU's model, as the system names it."""
     cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if info.exists():
         cpu = next((line.split(": ")[1] for line in info.read_text().splitlines() if "model name" in line), cpu)
-    return f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return cpu
+
+
+def machine() -> str:
+    """CPU model, cores, threads and torch version, in one line."""
+    return f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def put_table(document: Path, start: str, end: str, table: str) -> None:

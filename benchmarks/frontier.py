@@ -3,8 +3,8 @@
     python -m benchmarks.frontier                                      # the default's widths; twenty minutes
     python -m benchmarks.frontier --widths 64 256 256 --epochs 20      # another net: half an hour
 
-Times are of `training.train`, validation after each epoch included. Rows are kept in docs/frontier.csv and drawn as
-docs/frontier.png.
+Times are of `training.train`, validation after each epoch included. Rows are kept in docs/frontier.csv, with the
+processor that they were timed on, and drawn as docs/frontier.png.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from stages.common import artifacts, evaluation, images, params, training
 from stages.common.errors import run
 
 TABLE, PICTURE = Path("docs/frontier.csv"), Path("docs/frontier.png")
+KEY = ["widths", "processor", "epochs"]  # what tells a row from the others
 
 
 def measure(epochs: int, widths: list[int] | None = None) -> dict[str, float | str]:
@@ -36,14 +37,15 @@ def measure(epochs: int, widths: list[int] | None = None) -> dict[str, float | s
         training.train(model, train, val, recipe, resume_in=Path(folder), name=f"{epochs} epochs")
         minutes = (time.perf_counter() - start) / 60
     shown = "/".join(map(str, options["widths"]))
-    return {"widths": shown, "epochs": epochs, "minutes": minutes, "accuracy": evaluation.accuracy(model, test)}
+    key = {"widths": shown, "processor": common.processor(), "epochs": epochs}
+    return key | {"minutes": minutes, "accuracy": evaluation.accuracy(model, test)}
 
 
 def draw(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(5.2, 3.4), dpi=100, layout="constrained")
     axes = figure.subplots()
-    for widths, rows in table.sort_values("minutes").groupby("widths", sort=False):
-        axes.plot(rows.minutes, rows.accuracy, marker="o", label=f"widths {widths}")
+    for (widths, processor), rows in table.sort_values("minutes").groupby(["widths", "processor"], sort=False):
+        axes.plot(rows.minutes, rows.accuracy, marker="o", label=f"{widths}, {processor}")
         for row in rows.itertuples():
             axes.annotate(
                 str(row.epochs), (row.minutes, row.accuracy), (4, -10), textcoords="offset points", fontsize=8
@@ -56,7 +58,7 @@ def draw(table: pd.DataFrame) -> Figure:
     axes.set_xlabel("minutes of training on two cores (numbers: epochs)")
     axes.set_ylabel("test accuracy")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, title="widths, processor", title_fontsize=8)
     return figure
 
 
@@ -67,13 +69,13 @@ def main() -> None:
     args = parser.parse_args()
     images.device("cpu")
     print(common.machine())
-    old = pd.read_csv(TABLE) if TABLE.is_file() else pd.DataFrame(columns=["widths", "epochs", "minutes", "accuracy"])
+    old = pd.read_csv(TABLE) if TABLE.is_file() else pd.DataFrame(columns=[*KEY, "minutes", "accuracy"])
     for epochs in args.epochs:
         row = measure(epochs, args.widths)
         print(f"{row['widths']}, {epochs} epochs: {row['accuracy']:.4f} in {row['minutes']:.2f} minutes", flush=True)
-        old = old[(old.widths != row["widths"]) | (old.epochs != epochs)]
+        old = old[(old[KEY] != pd.Series(row)[KEY]).any(axis=1)]
         old = pd.concat([old, pd.DataFrame([row])] if len(old) else [pd.DataFrame([row])])
-        artifacts.write_table(TABLE, old.sort_values(["widths", "epochs"]), places=4)
+        artifacts.write_table(TABLE, old.sort_values(KEY), places=4)
     artifacts.write_figure(PICTURE, draw(pd.read_csv(TABLE)))
 
 

@@ -85,7 +85,7 @@ def test_the_frontier_s_points_are_trained_and_drawn(digits, monkeypatch):
     assert [row["epochs"] for row in rows] == [1, 2] and rows[1]["widths"] == "8/8"
     assert all(0 < row["accuracy"] <= 1 and row["minutes"] > 0 for row in rows)
     (axes,) = frontier.draw(pd.DataFrame(rows)).axes
-    assert {line.get_label() for line in axes.lines} == {f"widths {row['widths']}" for row in rows}
+    assert {line.get_label() for line in axes.lines} == {f"{row['widths']}, {row['processor']}" for row in rows}
 
 
 def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path):
