@@ -98,7 +98,8 @@ def measure(variant: str, eps: float, count: int, epochs: int, seed: int) -> dic
         minutes = (time.process_time() - start) / 60
         few = test.take(sampling.representative(test.labels, TEST_IMAGES))
         found = attacked(averaged.module.eval() if average else model, few, eps, knobs.fgsm_sweep.pgd_steps, seed)
-    found |= {"overfitted": sum(row["overfitted"] for row in result.rows), "minutes": minutes}
+    found |= {"overfitted": sum(row["overfitted"] for row in result.rows)}
+    found |= {"minutes": minutes, "processor": common.processor()}
     return key(variant, eps, count, epochs, seed) | found
 
 
@@ -118,20 +119,28 @@ def attacked(model: Classifier, image_set: ImageSet, eps: float, steps: int, see
 
 
 def table(rows: pd.DataFrame) -> str:
-    """Markdown: the mean over seeds, and how many seeds overfitted; the best PGD first at each budget."""
+    """Markdown: the mean over seeds, and how many seeds overfitted; the best PGD first at each budget.
+
+    Minutes compare on one processor only: they are of the rows that ran on the commonest.
+    """
+    usual = rows.processor.mode()[0]
     lines = [
-        "| variant | eps | epochs | clean | FGSM | PGD-20 (seeds' range) | seeds overfitted | CPU minutes |",
+        f"| variant | eps | epochs | clean | FGSM | PGD-20 (seeds' range) | seeds overfitted | minutes, {usual} |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    groups = rows.assign(broken=rows.overfitted > 0).groupby(["eps", "images", "variant", "epochs"], as_index=False)
+    timed = rows.minutes.where(rows.processor == usual)
+    groups = rows.assign(broken=rows.overfitted > 0, minutes=timed).groupby(
+        ["eps", "images", "variant", "epochs"], as_index=False
+    )
     found = groups.agg(
         clean=("clean", "mean"), fgsm=("fgsm", "mean"), pgd=("pgd", "mean"), low=("pgd", "min"), high=("pgd", "max"),
         minutes=("minutes", "mean"), broken=("broken", "sum"), seeds=("seed", "count"),
     )  # fmt: skip
     for row in found.sort_values(["eps", "images", "pgd"], ascending=[True, True, False]).itertuples():
+        minutes = "" if pd.isna(row.minutes) else f"{row.minutes:.1f}"
         lines.append(
             f"| {row.variant} | {row.eps:.4g} | {row.epochs} | {row.clean:.3f} | {row.fgsm:.3f} "
-            f"| {row.pgd:.3f} ({row.low:.3f} to {row.high:.3f}) | {row.broken} of {row.seeds} | {row.minutes:.1f} |"
+            f"| {row.pgd:.3f} ({row.low:.3f} to {row.high:.3f}) | {row.broken} of {row.seeds} | {minutes} |"
         )
     return "\n".join(lines)
 

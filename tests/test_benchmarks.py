@@ -63,8 +63,10 @@ def test_a_variant_is_trained_and_its_row_says_so(digits, monkeypatch):
     row = variants.measure("widths 64/128/128", 0.1, 200, 1, 0)
     other = variants.measure("plain FGSM", 0.1, 200, 1, 1)
     assert all(0 <= found[figure] <= 1 for found in (row, other) for figure in ("clean", "fgsm", "pgd"))
-    rows = pd.DataFrame([row | {"pgd": 0.1}, other | {"pgd": 0.2}, other | {"pgd": 0.4, "seed": 2, "overfitted": 3}])
-    _, _, best, worst = variants.table(rows).splitlines()
+    fast = other | {"pgd": 0.4, "seed": 2, "overfitted": 3, "minutes": 0.5, "processor": "fast"}
+    rows = pd.DataFrame([row | {"pgd": 0.1}, other | {"pgd": 0.2, "minutes": 7.0}, fast])
+    head, _, best, worst = variants.table(rows).splitlines()
+    assert head.endswith(f"minutes, {row['processor']} |") and best.endswith("| 7.0 |")
     assert best.startswith("| plain FGSM | 0.1 | 1 |") and "| 0.300 (0.200 to 0.400) | 1 of 2 |" in best
     assert "widths 64/128/128" in worst and "| 0 of 1 |" in worst
 
