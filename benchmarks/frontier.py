@@ -51,7 +51,7 @@ def draw(table: pd.DataFrame) -> Figure:
                 str(row.epochs), (row.minutes, row.accuracy), (4, -10), textcoords="offset points", fontsize=8
             )
     axes.set_xscale("log")
-    ticks = [1, 2, 5, 10, 20, 50]
+    ticks = [0.5, 1, 2, 5, 10, 20, 50]
     axes.set_xticks(ticks, list(map(str, ticks)))
     axes.minorticks_off()
     axes.margins(0.08)
