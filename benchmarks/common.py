@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -59,6 +60,14 @@ def put_table(document: Path, start: str, end: str, table: str) -> None:
     if not found or not closed:
         raise UserError(f"{document} lacks the lines {start} and {end}, between which the table belongs")
     artifacts.write_bytes(document, f"{before}{start}\n{table}\n{end}{after}".encode())
+
+
+def put_row(path: Path, row: dict[str, object], key: list[str], *, places: int) -> None:
+    """Put `row` into a CSV file that is sorted by the columns `key`, in place of the row that has the same ones."""
+    rows = pd.DataFrame([row])
+    if path.is_file():
+        rows = pd.concat([pd.read_csv(path), rows]).drop_duplicates(key, keep="last")
+    artifacts.write_table(path, rows.sort_values(key), places=places)
 
 
 def digits(count: int) -> tuple[nn.Module, Tensor, Tensor]:

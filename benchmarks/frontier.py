@@ -1,7 +1,7 @@
 """Test accuracy against minutes of training: the standard recipe at several lengths and widths, each from nothing.
 
     python -m benchmarks.frontier                                      # the default's widths; twenty minutes
-    python -m benchmarks.frontier --widths 64 256 256 --epochs 20      # another net: half an hour
+    python -m benchmarks.frontier --widths 64 256 384 --epochs 18      # another net: half an hour
 
 Times are of `training.train`, validation after each epoch included. Rows are kept in docs/frontier.csv, with the
 processor that they were timed on, and drawn as docs/frontier.png.
@@ -69,13 +69,10 @@ def main() -> None:
     args = parser.parse_args()
     images.device("cpu")
     print(common.machine())
-    old = pd.read_csv(TABLE) if TABLE.is_file() else pd.DataFrame(columns=[*KEY, "minutes", "accuracy"])
     for epochs in args.epochs:
         row = measure(epochs, args.widths)
         print(f"{row['widths']}, {epochs} epochs: {row['accuracy']:.4f} in {row['minutes']:.2f} minutes", flush=True)
-        old = old[(old[KEY] != pd.Series(row)[KEY]).any(axis=1)]
-        old = pd.concat([old, pd.DataFrame([row])] if len(old) else [pd.DataFrame([row])])
-        artifacts.write_table(TABLE, old.sort_values(KEY), places=4)
+        common.put_row(TABLE, row, KEY, places=4)
     artifacts.write_figure(PICTURE, draw(pd.read_csv(TABLE)))
 
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from benchmarks import common
-from stages.common import artifacts, evaluation, images, params, sampling, training
+from stages.common import evaluation, images, params, sampling, training
 from stages.common.errors import UserError, run
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
@@ -98,9 +98,9 @@ def measure(variant: str, eps: float, count: int, epochs: int, seed: int) -> dic
         minutes = (time.process_time() - start) / 60
         few = test.take(sampling.representative(test.labels, TEST_IMAGES))
         found = attacked(averaged.module.eval() if average else model, few, eps, knobs.fgsm_sweep.pgd_steps, seed)
-    found |= {"overfitted": sum(row["overfitted"] for row in result.rows)}
-    found |= {"minutes": minutes, "processor": common.processor()}
-    return key(variant, eps, count, epochs, seed) | found
+    overfitted = sum(row["overfitted"] for row in result.rows)
+    ran = {"overfitted": overfitted, "minutes": minutes, "processor": common.processor()}
+    return key(variant, eps, count, epochs, seed) | found | ran
 
 
 def key(variant: str, eps: float, count: int, epochs: int, seed: int) -> dict[str, float | str]:
@@ -168,8 +168,7 @@ def main() -> None:
                 continue
             row = measure(variant, eps, args.images, epochs, seed)
             print({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()})
-            rows = pd.concat([*([kept] if len(kept) else []), pd.DataFrame([row])])
-            artifacts.write_table(TABLE, rows.sort_values(KEY), places=6)
+            common.put_row(TABLE, row, KEY, places=6)
     common.put_table(DOCUMENT, START, END, table(pd.read_csv(TABLE)))
 
 

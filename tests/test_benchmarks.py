@@ -99,6 +99,12 @@ def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path):
         common.put_table(page, "<!-- c -->", "<!-- b -->", "new")
 
 
+def test_a_row_replaces_the_one_of_its_key_and_no_other(tmp_path):
+    for row in ({"a": 2, "b": 0.5, "c": 1}, {"a": 1, "b": 0.5, "c": 2}, {"a": 2, "b": 0.5, "c": 3}):
+        common.put_row(tmp_path / "rows.csv", row, ["a", "b"], places=2)
+    assert pd.read_csv(tmp_path / "rows.csv").values.tolist() == [[1, 0.5, 2], [2, 0.5, 3]]
+
+
 def test_growth_is_told_relative_to_the_first(monkeypatch, capsys):
     ticks = iter([0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12])  # one second and three, in turn
     monkeypatch.setattr(common.time, "perf_counter", lambda: next(ticks))

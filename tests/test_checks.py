@@ -1,6 +1,7 @@
 """The audit passes a sound model, and each fault is flagged by the check meant for it."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,14 +10,14 @@ from torch import nn
 from stages.common import attacks, checks, images, models, training
 from stages.common.subject import Subject
 
-EPS = 0.05  # well within what `sound` withstands, so that its verdicts hang on no processor's rounding
+EPS = 0.1
+RECIPE = training.Recipe(8, 64, 0.4, 0.85, 1e-3, 0.2, 0.1, False, 1, None, False, False, 0)
 
 
-def trained(digits, work, seed, adversary=None):
-    torch.manual_seed(seed)
+def trained(digits, work, recipe, adversary=None):
+    torch.manual_seed(recipe.seed)
     model = models.build("whitened_cnn", channels=1, classes=digits.classes, widths=[16, 16])
     model.adapt(images.to_float(digits.images))
-    recipe = training.Recipe(8, 64, 0.4, 0.85, 1e-3, 0.2, 0.1, False, 1, None, False, False, seed)
     train, val = digits.take(torch.arange(1400)), digits.take(torch.arange(1400, 1600))
     training.train(model, train, val, recipe, adversary=adversary, resume_in=work, name="digits")
     return model
@@ -26,13 +27,13 @@ def trained(digits, work, seed, adversary=None):
 def sound(digits, tmp_path_factory):
     """A classifier of digits, trained for a few epochs on N-FGSM examples."""
     adversary = training.Adversary(EPS, EPS, "n-fgsm", 1.0, 2.0, 0.5, 0.3, True, 3, 50)
-    return trained(digits, tmp_path_factory.mktemp("work"), 0, adversary)
+    return trained(digits, tmp_path_factory.mktemp("work"), RECIPE, adversary)
 
 
 @pytest.fixture(scope="module")
 def plain(digits, tmp_path_factory):
-    """Another one, trained on clean images: examples are transferred from it."""
-    return trained(digits, tmp_path_factory.mktemp("work"), 1)
+    """Another one, trained on clean images."""
+    return trained(digits, tmp_path_factory.mktemp("work"), replace(RECIPE, seed=1))
 
 
 def subject(model, digits, **changes):
@@ -43,7 +44,7 @@ def subject(model, digits, **changes):
         "image_set": digits.take(torch.arange(1600, 1797)),
         "target": 3,
         "eps": EPS,
-        "epsilons": (0.0, 0.02, 0.1, 0.2),
+        "epsilons": (0.0, 0.02, 0.05, 0.2),
         "pgd_steps": 10,
         "restarts": 2,
         "square_images": 50,
@@ -59,7 +60,8 @@ def failed(asked) -> set[str]:
 
 
 def test_a_sound_model_passes_all(sound, plain, digits):
-    asked = subject(sound, digits, other=plain)
+    """Asked well within what it was trained for, so that no verdict hangs on how a processor rounds."""
+    asked = subject(sound, digits, other=plain, eps=EPS / 2)
     assert checks._share(asked.correct) > 0.85
     findings = {name: check(asked) for name, check in checks.CHECKS.items()}
     assert {name: finding.seen for name, finding in findings.items() if not finding.passed} == {}
@@ -155,8 +157,8 @@ def test_a_softmax_of_one_is_flagged(sound, digits):
 
 def test_a_curve_that_rises_and_a_step_that_overshoots_are_flagged(sound, digits):
     asked = subject(sound, digits)
-    asked.__dict__["fgsm"] = {0.02: 0.1, EPS: 0.5, 0.1: 0.6, 0.2: 0.6}
-    asked.__dict__["fgsm_worst"] = {0.02: 0.1, EPS: 0.1, 0.1: 0.1, 0.2: 0.1}
+    asked.__dict__["fgsm"] = {0.02: 0.1, 0.05: 0.3, 0.1: 0.5, 0.2: 0.6}
+    asked.__dict__["fgsm_worst"] = {0.02: 0.1, 0.05: 0.1, 0.1: 0.1, 0.2: 0.1}
     assert failing("fgsm_falls_with_eps", asked)
     finding = checks.fgsm_close_to_worst_case(asked)
     assert finding.verdict == "warn" and "0.400" in finding.seen
@@ -242,13 +244,9 @@ def test_pgd_that_rises_with_eps_or_has_not_converged_is_flagged(sound, digits, 
 
 def test_the_studys_own_training_is_flagged(digits, tmp_path):
     """Plain FGSM at a large budget until it overfits: one step finds nothing, ten steps find everything."""
-    torch.manual_seed(0)
-    model = models.build("whitened_cnn", channels=1, classes=digits.classes, widths=[16, 16])
-    model.adapt(images.to_float(digits.images))
     recipe = training.Recipe(10, 64, 0.4, 0.85, 0.0, 0.2, 0.0, False, 1, None, False, False, 0)
     adversary = training.Adversary(0.3, 0.3, "fgsm", 1.0, 0.0, 0.0, 0.999, True, 3, 50)
-    train, val = digits.take(torch.arange(1400)), digits.take(torch.arange(1400, 1600))
-    training.train(model, train, val, recipe, adversary=adversary, resume_in=tmp_path, name="plain FGSM")
+    model = trained(digits, tmp_path, recipe, adversary)
     asked = subject(model, digits, eps=0.3)
     assert asked.pgd[0.3] < 0.15 < asked.fgsm[0.3]
     assert "fgsm_close_to_pgd" in failed(asked)
