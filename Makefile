@@ -1,11 +1,11 @@
 # Each target sets up what it needs: Python 3.10 or newer, git and make are enough to start.
 PYTHON ?= python3
 J ?= 2
-BIN := $(CURDIR)/.venv/bin
-export PATH := $(BIN):$(PATH)
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup demo test repro lint figures report seeds experiments queue bench autoattack lock clean
+.PHONY: help setup demo test repro lint deps templates figures report seeds experiments queue bench autoattack lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -29,9 +29,18 @@ test: setup      ## every test, the pipeline on the digits included
 repro: setup     ## the CIFAR study: about an hour on two cores
 	dvc repro
 
-lint: setup      ## ruff: faults and format
+lint: setup      ## ruff: faults and format; mypy: types; dvc.yaml and .dvc/plots as their programs write them
 	ruff check .
 	ruff format --check .
+	mypy
+	python -m scripts.deps --check
+	python -m scripts.templates --check
+
+deps: setup      ## dvc.yaml's dependencies on code, written from the imports
+	python -m scripts.deps
+
+templates: setup   ## .dvc/plots, written from scripts/templates.py
+	python -m scripts.templates
 
 figures: setup   ## README's picture, drawn from the committed tables
 	python -m scripts.picture

@@ -4,6 +4,7 @@ Prints the table and writes it into docs/performance.md, between its markers. --
 writes nothing.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import common, ood, sweep, time_to_accuracy, training
@@ -13,7 +14,7 @@ DOCUMENT = Path("docs/performance.md")
 START, END = "<!-- table: python -m benchmarks -->", "<!-- /table -->"
 
 
-def rows(quick: bool):
+def rows(quick: bool) -> Iterator[tuple[str, str, str, float]]:
     """What is measured, ours, the peer's, and their ratio; the shortest first."""
     for peer, found in sweep.measure(quick).items():
         what = f"FGSM sweep of {found['budgets']} budgets, {found['equal']:.1%} equal predictions"

@@ -11,29 +11,34 @@ to every wrong class, meets AutoAttack's images.
 
 import argparse
 import time
-from fractions import Fraction
+from dataclasses import replace
 
 import torch
 
 from benchmarks import common
-from stages.common import artifacts, evaluation, images, models, params, sampling
+from stages.common import artifacts, attacks, device, evaluation, images, models, params, robustness
+from stages.common.audit.subject import Subject
 from stages.common.errors import run
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
-from stages.common.subject import Subject
 
 STEPS, RESTARTS, PGD_IMAGES = 50, 10, 1000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--eps", nargs="+", help="budgets in pixels of [0, 1] (default: 8/255 and params.yaml's)")
+    parser.add_argument(
+        "--eps",
+        type=common.budget,
+        nargs="+",
+        help="budgets in pixels of [0, 1], such as 8/255 (default: that and params.yaml's)",
+    )
     parser.add_argument("--images", type=int, default=500, help="that AutoAttack attacks (default 500)")
     parser.add_argument("--checkpoint", default=str(artifacts.CHECKPOINTS / "robust.pt"))
     args = parser.parse_args()
     knobs = params.load()
-    budgets = [float(Fraction(eps)) for eps in args.eps] if args.eps else sorted({8 / 255, knobs.eps})
-    images.device("cpu")
+    budgets = args.eps or sorted({attacks.EIGHT, knobs.eps})
+    device.keep_freed_memory()
     model, test = models.load_checkpoint(args.checkpoint), images.read("test")
     print(common.machine())
     lines = [
@@ -43,10 +48,9 @@ def main() -> None:
     ]
     for eps in budgets:
         start = time.perf_counter()
-        many = test.take(sampling.representative(test.labels, PGD_IMAGES))
-        few = test.take(sampling.representative(test.labels, args.images))
+        many, few = common.take(test, PGD_IMAGES), common.take(test, args.images)
         clean = evaluation.accuracy(model, test)
-        fgsm = (evaluation.fgsm_predictions(model, test, [eps])[0] == test.labels).double().mean()
+        fgsm = (robustness.fgsm_predictions(model, test, [eps])[0] == test.labels).double().mean()
         strong = restarted(model, many, eps, STEPS, RESTARTS, knobs.seed)
         print(f"eps {eps:.4f}: clean {clean:.4f}  FGSM {fgsm:.4f}  PGD-{STEPS} x {RESTARTS} {strong:.4f}", flush=True)
         audited = audit(model, few, eps, knobs)
@@ -64,30 +68,17 @@ def main() -> None:
 
 def restarted(model: Classifier, image_set: ImageSet, eps: float, steps: int, restarts: int, seed: int) -> float:
     """Accuracy under PGD from several starts, an image counting as broken if one of them breaks it."""
-    alive = images.predictions(model, image_set.images) == image_set.labels
+    alive = evaluation.predictions(model, image_set.images) == image_set.labels
     for restart in range(restarts):
         chosen = alive.nonzero().squeeze(1)
-        alive[chosen] = evaluation.pgd_correct(model, image_set.take(chosen), eps, steps=steps, seed=seed + restart)
+        alive[chosen] = robustness.pgd_correct(model, image_set.take(chosen), eps, steps=steps, seed=seed + restart)
     return float(alive.double().mean())
 
 
 def audit(model: Classifier, image_set: ImageSet, eps: float, knobs: params.Params) -> Subject:
     """What the audit makes of these images, with its own sizes."""
-    return Subject(
-        model=model,
-        other=model,
-        defended=True,
-        image_set=image_set,
-        target=0,
-        eps=eps,
-        epsilons=(eps,),
-        pgd_steps=knobs.audit.pgd_steps,
-        restarts=knobs.audit.restarts,
-        square_images=knobs.audit.square_images,
-        square_queries=knobs.audit.square_queries,
-        seed=knobs.seed,
-        device=torch.device("cpu"),
-    )
+    subject = Subject.from_params(knobs, model=model, other=model, defended=True, image_set=image_set)
+    return replace(subject, eps=eps, epsilons=(eps,))
 
 
 def autoattack(model: Classifier, image_set: ImageSet, eps: float, seed: int) -> float:
@@ -104,7 +95,7 @@ def autoattack(model: Classifier, image_set: ImageSet, eps: float, seed: int) ->
     }
     # contiguous: FAB flattens gradients, which take their image's layout
     x, y = images.to_float(image_set.images).contiguous(), image_set.labels
-    alive = images.predictions(model, image_set.images) == y
+    alive = evaluation.predictions(model, image_set.images) == y
     for name, attack in in_turn.items():
         chosen = alive.nonzero().squeeze(1)
         if len(chosen) == 0:

@@ -4,25 +4,22 @@ import argparse
 import os
 import platform
 import statistics
-import sys
 import time
-import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import pandas as pd
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import nn
 
-from stages.common import artifacts
+from stages.common import artifacts, images
 from stages.common.errors import UserError
-
-# torchvision's compiled operators do not load beside every build of CPU torch, and nothing here calls them.
-sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
+from stages.common.images import ImageSet
 
 
-def alternate(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def alternate(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median seconds of each side. The sides take turns, so that a slow spell of the machine hits all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
@@ -38,6 +35,17 @@ def asked_quick(description: str | None) -> bool:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few embedded images instead of CIFAR-10")
     return parser.parse_args().quick
+
+
+def budget(text: str) -> float:
+    """A budget of the command line in pixels of [0, 1], which may be a fraction. Raises ValueError for another text."""
+    try:
+        found = float(Fraction(text))
+    except ZeroDivisionError:
+        raise ValueError(text) from None
+    if not 0 <= found <= 1:
+        raise ValueError(text)
+    return found
 
 
 def processor() -> str:
@@ -62,18 +70,34 @@ def put_table(document: Path, start: str, end: str, table: str) -> None:
     artifacts.write_bytes(document, f"{before}{start}\n{table}\n{end}{after}".encode())
 
 
-def put_row(path: Path, row: dict[str, object], key: list[str], *, places: int) -> None:
+def put_row(path: Path, row: Mapping[str, object], key: Sequence[str], *, places: int) -> None:
     """Put `row` into a CSV file that is sorted by the columns `key`, in place of the row that has the same ones."""
     rows = pd.DataFrame([row])
     if path.is_file():
-        rows = pd.concat([pd.read_csv(path), rows]).drop_duplicates(key, keep="last")
-    artifacts.write_table(path, rows.sort_values(key), places=places)
+        rows = pd.concat([pd.read_csv(path), rows]).drop_duplicates([*key], keep="last")
+    artifacts.write_table(path, rows.sort_values([*key]), places=places)
 
 
-def digits(count: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """A small untrained net and `count` of scikit-learn's digits: enough to compare predictions in seconds."""
+def take(image_set: ImageSet, count: int) -> ImageSet:
+    """A fair sample of `count` images."""
+    return image_set.take(images.sample(image_set.labels, count))
+
+
+def hold_out(image_set: ImageSet, count: int) -> tuple[ImageSet, ImageSet]:
+    """All but a fair sample of `count` images, and that sample."""
+    held_out = images.sample(image_set.labels, count)
+    rest = torch.ones(len(image_set), dtype=torch.bool).index_fill(0, held_out, False)
+    return image_set.take(rest.nonzero().squeeze(1)), image_set.take(held_out)
+
+
+def digits(count: int) -> ImageSet:
+    """A fair sample of `count` of scikit-learn's digits, for --quick: grey images of 8x8 pixels in ten classes."""
     data = load_digits()
+    pixels = torch.from_numpy((data.images * 255 / 16).round().astype("uint8")).unsqueeze(1)
+    return take(ImageSet(pixels, torch.from_numpy(data.target).long(), list("0123456789")), count)
+
+
+def small_net() -> nn.Module:
+    """An untrained net for the digits: enough to compare predictions in seconds."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)).eval()
-    images = torch.tensor(data.images[:count], dtype=torch.float32)[:, None] / 16
-    return net, images, torch.tensor(data.target[:count], dtype=torch.int64)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)).eval()

@@ -9,6 +9,7 @@ processor that they were timed on, and drawn as docs/frontier.png.
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,28 +17,29 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks import common
-from stages.common import artifacts, evaluation, images, params, training
+from stages.common import artifacts, device, evaluation, images, params, training
 from stages.common.errors import run
 
 TABLE, PICTURE = Path("docs/frontier.csv"), Path("docs/frontier.png")
 KEY = ["widths", "processor", "epochs"]  # what tells a row from the others
 
 
-def measure(epochs: int, widths: list[int] | None = None) -> dict[str, float | str]:
+def measure(epochs: int, widths: Sequence[int] | None = None) -> dict[str, float | str]:
     """One training of the recipe in params.yaml, of another length and perhaps with other widths."""
-    knobs = params.load()
+    overrides: dict[str, object] = {"model.name": "whitened_cnn"}  # the architecture that has widths
     if widths:
-        net = knobs.models.whitened_cnn.model_copy(update={"widths": widths})
-        knobs = knobs.model_copy(update={"models": knobs.models.model_copy(update={"whitened_cnn": net})})
+        overrides["models.whitened_cnn.widths"] = list(widths)
+    knobs = params.load(overrides=overrides)
     train, val, test = (images.read(name) for name in ("train", "val", "test"))
-    recipe = training.recipe(knobs, epochs=epochs, label_smoothing=knobs.training.label_smoothing)
-    model, options = training.new_model(knobs, train)
+    model = training.new_model(knobs, train)
+    smoothing = knobs.train_standard.label_smoothing
+    recipe = training.Recipe.from_params(knobs, device.of(model), epochs=epochs, label_smoothing=smoothing)
     with TemporaryDirectory() as folder:
         start = time.perf_counter()
         training.train(model, train, val, recipe, resume_in=Path(folder), name=f"{epochs} epochs")
         minutes = (time.perf_counter() - start) / 60
-    shown = "/".join(map(str, options["widths"]))
-    key = {"widths": shown, "processor": common.processor(), "epochs": epochs}
+    shown = "/".join(map(str, knobs.models.whitened_cnn.widths))
+    key: dict[str, float | str] = {"widths": shown, "processor": common.processor(), "epochs": epochs}
     return key | {"minutes": minutes, "accuracy": evaluation.accuracy(model, test)}
 
 
@@ -67,7 +69,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, nargs="+", default=[1, 2, 4, 8, 18])
     parser.add_argument("--widths", type=int, nargs="+", help="of the groups of layers (default: params.yaml's)")
     args = parser.parse_args()
-    images.device("cpu")
+    device.keep_freed_memory()
     print(common.machine())
     for epochs in args.epochs:
         row = measure(epochs, args.widths)

@@ -5,14 +5,14 @@ python -m benchmarks.scaling     # five minutes; writes the table into docs/perf
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from benchmarks import common
-from stages.common import attacks, images, models, params, training
+from stages.common import attacks, device, images, params, training
 from stages.common.errors import run
 from stages.common.images import ImageSet
 
@@ -28,29 +28,35 @@ def sweep(model: torch.nn.Module, image_set: ImageSet, budgets: int) -> Callable
     epsilons = torch.linspace(0.01, 0.1, budgets).tolist()
 
     def call() -> None:
-        for _, x, y in images.batches(image_set.images, image_set.labels, device="cpu", description="sweep"):
+        where = device.of(model)
+        for _, x, y in images.batches(image_set.images, image_set.labels, device=where, description="sweep"):
             attacks.fgsm_sweep(model, x, y, epsilons)
 
     return call
 
 
-def epoch(image_set: ImageSet, widths: tuple[int, ...]) -> Callable[[], None]:
+def of_widths(widths: Sequence[int]) -> params.Params:
+    """params.yaml's parameters with a net of other widths."""
+    return params.load(overrides={"model.name": "whitened_cnn", "models.whitened_cnn.widths": list(widths)})
+
+
+def epoch(image_set: ImageSet, widths: Sequence[int]) -> Callable[[], None]:
     """An epoch of standard training at full image size, with the set-up that comes with it."""
-    knobs = params.load()
-    recipe = training.recipe(knobs, epochs=1, label_smoothing=knobs.training.label_smoothing)
-    recipe = replace(recipe, early_size=None, batch_size=min(recipe.batch_size, len(image_set)))
+    knobs = of_widths(widths)
+    smoothing = knobs.train_standard.label_smoothing
+    recipe = training.Recipe.from_params(knobs, torch.device("cpu"), epochs=1, label_smoothing=smoothing)
+    recipe = replace(recipe, early_size=None)
+    few = common.take(image_set, 10)
 
     def call() -> None:
-        model = models.build("whitened_cnn", channels=3, classes=image_set.classes, widths=list(widths))
-        model.adapt(images.to_float(image_set.images[:500]))
+        model = training.new_model(knobs, image_set)
         with tempfile.TemporaryDirectory() as folder:
-            few = image_set.take(torch.arange(10))
             training.train(model, image_set, few, recipe, resume_in=Path(folder), name="epoch")
 
     return call
 
 
-def row(what: str, sides: dict[str, Callable[[], None]]) -> str:
+def row(what: str, sides: Mapping[str, Callable[[], None]]) -> str:
     """One line of the table: each side's seconds, and how many times those of the first."""
     seconds = common.alternate(sides, REPEATS)
     first = next(iter(seconds.values()))
@@ -61,12 +67,11 @@ def row(what: str, sides: dict[str, Callable[[], None]]) -> str:
 
 def main() -> None:
     start = time.perf_counter()
-    images.device("cpu")
+    device.keep_freed_memory()
     train = images.read("train")
-    parts = {count: train.take(torch.arange(0, len(train), len(train) // count)[:count]) for count in IMAGES}
-    default = tuple(params.load().models.whitened_cnn.widths)
-    model = models.build("whitened_cnn", channels=3, classes=train.classes, widths=list(default)).eval()
-    model.adapt(images.to_float(train.images[:500]))
+    parts = {count: common.take(train, count) for count in IMAGES}
+    default = params.load().models.whitened_cnn.widths
+    model = training.new_model(of_widths(default), train).eval()
     lines = [
         "| what grows | seconds (times the first) |",
         "|---|---|",

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 
 from benchmarks import common
 from benchmarks.training import Pictures
-from stages.common import evaluation, images, models, params, sampling, training
+from stages.common import device, evaluation, images, params, training
 from stages.common.errors import run
 from stages.common.images import ImageSet
+from stages.common.models.architectures import SimpleCNN
 
 GOAL = 0.6
 EPOCHS = 30  # after which the study's recipe is given up
@@ -28,7 +29,7 @@ SHARES = (1 / 12, 1 / 11, 1 / 10, 1 / 8, 1 / 6, 1 / 4, 1 / 2, 1)  # of the train
 LENGTHS = (*((2, share) for share in SHARES), (4, 1), (8, 1), (16, 1))  # epochs, share
 
 
-class LeNet(models.SimpleCNN):
+class LeNet(SimpleCNN):
     """The pipeline's `simple_cnn` without its padding: 32x32 pixels only, as the study and the tutorials have it."""
 
     def __init__(self, channels: int, classes: Sequence[str]):
@@ -43,7 +44,7 @@ def study(train: ImageSet, test: ImageSet, goal: float) -> tuple[float, float]:
     from torchvision import transforms
 
     torch.manual_seed(0)
-    model = LeNet(train.images.shape[1], train.classes).to(memory_format=torch.contiguous_format)
+    model = LeNet(train.images.shape[1], train.classes)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loader = DataLoader(Pictures(train, transforms.ToTensor()), batch_size=32, shuffle=True)
     seconds = 0.0
@@ -66,15 +67,16 @@ def study(train: ImageSet, test: ImageSet, goal: float) -> tuple[float, float]:
 def ours(train: ImageSet, test: ImageSet, goal: float) -> tuple[float, float]:
     """Seconds of the shortest training that reaches `goal`, and its accuracy."""
     knobs = params.load()
+    few = common.take(train, 10)  # validation is no part of the race
+    smoothing = knobs.train_standard.label_smoothing
     for epochs, share in LENGTHS:
-        plan = training.recipe(knobs, epochs=epochs, label_smoothing=knobs.training.label_smoothing)
+        plan = training.Recipe.from_params(knobs, torch.device("cpu"), epochs=epochs, label_smoothing=smoothing)
         rate = plan.learning_rate * (BATCH_SIZE / plan.batch_size) ** 0.5
         plan = replace(plan, batch_size=BATCH_SIZE, learning_rate=rate)
-        some = train.take(sampling.representative(train.labels, round(share * len(train))))
-        model, _ = training.new_model(knobs, some)
+        some = common.take(train, round(share * len(train)))
+        model = training.new_model(knobs, some)
         with TemporaryDirectory() as folder:
             start = time.perf_counter()
-            few = train.take(torch.arange(10))  # validation is no part of the race
             training.train(model, some, few, plan, resume_in=Path(folder), name="ours")
             seconds = time.perf_counter() - start
         accuracy = evaluation.accuracy(model, test)
@@ -86,12 +88,11 @@ def ours(train: ImageSet, test: ImageSet, goal: float) -> tuple[float, float]:
 
 def measure(quick: bool) -> dict[str, float]:
     """Seconds and accuracy of both sides, and theirs over ours."""
-    images.device("cpu")
+    device.keep_freed_memory()
     if quick:
-        _, x, y = common.digits(1200)
-        x = F.interpolate(x, size=32)
-        whole = ImageSet((x * 255).to(torch.uint8), y, list("0123456789"))
-        train, test = whole.take(torch.arange(900)), whole.take(torch.arange(900, 1200))
+        digits = common.digits(1200)
+        enlarged = ImageSet(F.interpolate(digits.images, size=32), digits.labels, digits.classes)
+        train, test = common.hold_out(enlarged, 300)
     else:
         train, test = images.read("train"), images.read("test")
     ours_s, ours_accuracy = ours(train, test, GOAL)

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import common
-from stages.common import images, params, training
+from stages.common import device, images, params, training
 from stages.common.errors import run
 from stages.common.images import ImageSet
 
@@ -36,30 +36,30 @@ def data(quick: bool) -> tuple[ImageSet, ImageSet]:
     if quick:
         pixels = torch.randint(256, (256, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         whole = ImageSet(pixels, torch.arange(256) % 10, list("0123456789"))
-        return whole, whole.take(torch.arange(10))
-    train, val = images.read("train"), images.read("val")
-    return train.take(torch.arange(COUNT)), val.take(torch.arange(10))
+        return whole, common.take(whole, 10)
+    return common.take(images.read("train"), COUNT), common.take(images.read("val"), 10)
 
 
 def recipe(quick: bool) -> training.Recipe:
     """The study's own, for one epoch at full image size, so that both sides see the same images."""
     knobs = params.load()
-    whole = training.recipe(knobs, epochs=1, label_smoothing=knobs.training.label_smoothing)
+    smoothing = knobs.train_standard.label_smoothing
+    whole = training.Recipe.from_params(knobs, torch.device("cpu"), epochs=1, label_smoothing=smoothing)
     return replace(whole, early_size=None, batch_size=64 if quick else whole.batch_size)
 
 
 def ours(quick: bool) -> float:
     """Seconds of an epoch of `training.train`."""
-    images.device("cpu")
+    device.keep_freed_memory()
     train, val = data(quick)
-    model, _ = training.new_model(params.load(), train)
+    model = training.new_model(params.load(), train)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         training.train(model, train, val, recipe(quick), resume_in=Path(folder), name="ours")
         return time.perf_counter() - start
 
 
-class Pictures(Dataset):
+class Pictures(Dataset[tuple[torch.Tensor, int]]):
     """Images one by one as PIL pictures through `transform`, as torchvision.datasets.CIFAR10 gives them."""
 
     def __init__(self, image_set: ImageSet, transform: Callable[[Image.Image], torch.Tensor]):
@@ -92,8 +92,8 @@ def peer(quick: bool) -> float:
     """Seconds of an epoch of the loop that tutorials teach."""
     train, _ = data(quick)
     plan = recipe(quick)
-    model, _ = training.new_model(params.load(), train)
-    model = model.to(memory_format=torch.contiguous_format)
+    model = training.new_model(params.load(), train)
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's annotation lacks this one
     pictures = Pictures(train, augmenting(train.images.shape[-1], plan.translate))
     loader = DataLoader(pictures, batch_size=plan.batch_size, shuffle=True, drop_last=True)
     optimizer = torch.optim.SGD(
@@ -116,7 +116,7 @@ def peer(quick: bool) -> float:
 def step_flop(quick: bool) -> float:
     """Floating-point operations of the training of one image: forward, and backward to the weights."""
     train, _ = data(quick)
-    model, _ = training.new_model(params.load(), train)
+    model = training.new_model(params.load(), train)
     x, y = images.to_float(train.images[:16]), train.labels[:16]
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(model(x), y).backward()

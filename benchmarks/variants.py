@@ -13,76 +13,91 @@ docs/performance.md is made from them.
 
 import argparse
 import time
-from dataclasses import replace
-from fractions import Fraction
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
 
 import pandas as pd
 import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from benchmarks import common
-from stages.common import evaluation, images, params, sampling, training
+from stages.common import device, evaluation, images, params, robustness, training
+from stages.common.adversary import Adversary, Settings
 from stages.common.errors import UserError, run
 from stages.common.images import ImageSet
-from stages.common.models import Classifier
 
 TABLE, DOCUMENT = Path("docs/variants.csv"), Path("docs/performance.md")
 START, END = "<!-- table: python -m benchmarks.variants -->", "<!-- /table of variants -->"
 TEST_IMAGES = 1000
 KEY = ["variant", "eps", "images", "epochs", "seed"]
 
-# variant -> what it changes: of train_robust; the weight decay; the net's widths or activation; averaged weights.
-# `length` times the epochs evens out what one costs, as measured (half a batch attacked: 0.78, the nets: 1.35 and 0.78)
-VARIANTS: dict[str, dict] = {
-    "default": {},
-    "plain FGSM": {"attack": "fgsm", "ramp": 0.0},
-    "plain FGSM, half the batch clean": {"attack": "fgsm", "ramp": 0.0, "adversarial_fraction": 0.5, "length": 4 / 3},
-    "RS-FGSM, ramped": {"attack": "rs-fgsm"},
-    "N-FGSM without a ramp": {"ramp": 0.0},
-    "half the batch clean": {"adversarial_fraction": 0.5, "length": 4 / 3},
-    "noise 1": {"noise": 1.0},
-    "noise 3": {"noise": 3.0},
-    "ramp 0.4": {"ramp": 0.4},
-    "no label smoothing": {"label_smoothing": 0.0},
-    "a third of the weight decay": {"weight_decay": 0.00044},
-    "widths 64/128/128": {"widths": [64, 128, 128], "length": 5 / 6},
-    "widths 32/64/128/256, deeper": {"widths": [32, 64, 128, 256], "length": 4 / 3},
-    "SiLU for ReLU": {"activation": F.silu},
-    "weights averaged": {"average": True},
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What a variant changes: parameters, the net's activation, or the weights to their mean over the late epochs.
+
+    `length` times the epochs evens out what one of them costs, as measured (half a batch attacked: 0.78; the nets: 1.35
+    and 0.78).
+    """
+
+    changes: Mapping[str, object] = field(default_factory=dict)
+    activation: Callable[[Tensor], Tensor] = F.relu
+    average: bool = False
+    length: float = 1
+
+
+def of_training(**changes: object) -> dict[str, object]:
+    """These keys of train_robust, as dotted ones."""
+    return {f"train_robust.{key}": value for key, value in changes.items()}
+
+
+def of_widths(*widths: int) -> dict[str, object]:
+    return {"models.whitened_cnn.widths": list(widths)}
+
+
+VARIANTS = {
+    "default": Variant(),
+    "plain FGSM": Variant(changes=of_training(attack="fgsm", ramp=0)),
+    "plain FGSM, half the batch clean": Variant(
+        changes=of_training(attack="fgsm", ramp=0, adversarial_fraction=0.5), length=4 / 3
+    ),
+    "RS-FGSM, ramped": Variant(changes=of_training(attack="rs-fgsm")),
+    "N-FGSM without a ramp": Variant(changes=of_training(ramp=0)),
+    "half the batch clean": Variant(changes=of_training(adversarial_fraction=0.5), length=4 / 3),
+    "noise 1": Variant(changes=of_training(noise=1)),
+    "noise 3": Variant(changes=of_training(noise=3)),
+    "ramp 0.4": Variant(changes=of_training(ramp=0.4)),
+    "no label smoothing": Variant(changes=of_training(label_smoothing=0)),
+    "a third of the weight decay": Variant(changes={"training.weight_decay": 0.00044}),
+    "widths 64/128/128": Variant(changes=of_widths(64, 128, 128), length=5 / 6),
+    "widths 32/64/128/256, deeper": Variant(changes=of_widths(32, 64, 128, 256), length=4 / 3),
+    "SiLU for ReLU": Variant(activation=F.silu),
+    "weights averaged": Variant(average=True),
 }
 
 
-def measure(variant: str, eps: float, count: int, epochs: int, seed: int) -> dict[str, float | str]:
+def measure(name: str, eps: float, count: int, epochs: int, seed: int) -> dict[str, float | str]:
     """One short training from nothing, attacked on test images that it never saw."""
-    knobs, changes = params.load(), {name: value for name, value in VARIANTS[variant].items() if name != "length"}
-    average, activation = changes.pop("average", False), changes.pop("activation", F.relu)
-    net = knobs.models.whitened_cnn
-    net = net.model_copy(update={"widths": changes.pop("widths", net.widths)})
-    plan = knobs.training
-    plan = plan.model_copy(update={"weight_decay": changes.pop("weight_decay", plan.weight_decay)})
-    robust = knobs.train_robust.model_copy(update=changes)
-    net_section = knobs.models.model_copy(update={"whitened_cnn": net})
-    knobs = knobs.model_copy(update={"seed": seed, "models": net_section, "training": plan, "train_robust": robust})
-    train, val, test = (images.read(name) for name in ("train", "val", "test"))
-    train = train.take(sampling.representative(train.labels, count))
-    adversary = training.Adversary(
-        eps=eps,
-        largest_budget=knobs.data.training.largest_budget,
-        attack=robust.attack,
-        fraction=robust.adversarial_fraction,
-        noise=robust.noise,
-        ramp=robust.ramp,
-        overfitting_gap=robust.overfitting_gap,
-        undo_overfitting=False,
-        pgd_steps=robust.pgd_steps,
-        validation_images=200,
+    variant = VARIANTS[name]
+    knobs = params.load(
+        overrides={
+            "model.name": "whitened_cnn",
+            "eps": eps,
+            "seed": seed,
+            **of_training(undo_overfitting=False, validation_images=200),
+            **variant.changes,
+        }
     )
-    recipe = training.recipe(knobs, epochs=epochs, label_smoothing=robust.label_smoothing)
+    train, val, test = (images.read(part) for part in ("train", "val", "test"))
+    train = common.take(train, count)
+    model = training.new_model(knobs, train)
+    smoothing = knobs.train_robust.label_smoothing
+    recipe = training.Recipe.from_params(knobs, device.of(model), epochs=epochs, label_smoothing=smoothing)
     recipe = replace(recipe, batch_size=min(recipe.batch_size, count))
-    model, _ = training.new_model(knobs, train)
     averaged = AveragedModel(model, use_buffers=True)  # of the weights and BatchNorm's moments after late epochs
 
     def late(rows: list[dict[str, float]]) -> None:
@@ -90,31 +105,30 @@ def measure(variant: str, eps: float, count: int, epochs: int, seed: int) -> dic
             averaged.update_parameters(model)
 
     # The models call relu of this very module: a way to try another activation without a knob that nobody should turn
-    with TemporaryDirectory() as folder, mock.patch.object(F, "relu", activation):
+    with TemporaryDirectory() as folder, mock.patch.object(F, "relu", variant.activation):
+        opponent = Adversary(model, val, Settings.from_params(knobs))
         start = time.process_time()
-        result = training.train(
-            model, train, val, recipe, adversary=adversary, resume_in=Path(folder), log=late, name=variant
-        )
+        result = training.train(model, train, val, recipe, opponent, resume_in=Path(folder), log=late, name=name)
         minutes = (time.process_time() - start) / 60
-        few = test.take(sampling.representative(test.labels, TEST_IMAGES))
-        found = attacked(averaged.module.eval() if average else model, few, eps, knobs.fgsm_sweep.pgd_steps, seed)
+        judged = averaged.module.eval() if variant.average else model
+        found = attacked(judged, common.take(test, TEST_IMAGES), eps, knobs.fgsm_sweep.pgd_steps, seed)
     overfitted = sum(row["overfitted"] for row in result.rows)
     ran = {"overfitted": overfitted, "minutes": minutes, "processor": common.processor()}
-    return key(variant, eps, count, epochs, seed) | found | ran
+    return key(name, eps, count, epochs, seed) | found | ran
 
 
-def key(variant: str, eps: float, count: int, epochs: int, seed: int) -> dict[str, float | str]:
+def key(name: str, eps: float, count: int, epochs: int, seed: int) -> dict[str, float | str]:
     """What tells a row of the table from the others."""
-    return dict(zip(KEY, (variant, round(eps, 6), count, epochs, seed), strict=True))
+    return dict(zip(KEY, (name, round(eps, 6), count, epochs, seed), strict=True))
 
 
-def attacked(model: Classifier, image_set: ImageSet, eps: float, steps: int, seed: int) -> dict[str, float]:
+def attacked(model: nn.Module, image_set: ImageSet, eps: float, steps: int, seed: int) -> dict[str, float]:
     """Accuracy on clean images, under FGSM and under PGD of one start."""
-    fgsm = evaluation.fgsm_predictions(model, image_set, [eps])[0] == image_set.labels
+    fgsm = robustness.fgsm_predictions(model, image_set, [eps])[0] == image_set.labels
     return {
         "clean": evaluation.accuracy(model, image_set),
         "fgsm": float(fgsm.double().mean()),
-        "pgd": float(evaluation.pgd_correct(model, image_set, eps, steps=steps, seed=seed).double().mean()),
+        "pgd": float(robustness.pgd_correct(model, image_set, eps, steps=steps, seed=seed).double().mean()),
     }
 
 
@@ -136,11 +150,12 @@ def table(rows: pd.DataFrame) -> str:
         clean=("clean", "mean"), fgsm=("fgsm", "mean"), pgd=("pgd", "mean"), low=("pgd", "min"), high=("pgd", "max"),
         minutes=("minutes", "mean"), broken=("broken", "sum"), seeds=("seed", "count"),
     )  # fmt: skip
-    for row in found.sort_values(["eps", "images", "pgd"], ascending=[True, True, False]).itertuples():
-        minutes = "" if pd.isna(row.minutes) else f"{row.minutes:.1f}"
+    for row in found.sort_values(["eps", "images", "pgd"], ascending=[True, True, False]).to_dict("records"):
+        minutes = "" if pd.isna(row["minutes"]) else f"{row['minutes']:.1f}"
         lines.append(
-            f"| {row.variant} | {row.eps:.4g} | {row.epochs} | {row.clean:.3f} | {row.fgsm:.3f} "
-            f"| {row.pgd:.3f} ({row.low:.3f} to {row.high:.3f}) | {row.broken} of {row.seeds} | {minutes} |"
+            f"| {row['variant']} | {row['eps']:.4g} | {row['epochs']} | {row['clean']:.3f} | {row['fgsm']:.3f} "
+            f"| {row['pgd']:.3f} ({row['low']:.3f} to {row['high']:.3f}) | {row['broken']} of {row['seeds']} "
+            f"| {minutes} |"
         )
     return "\n".join(lines)
 
@@ -148,7 +163,7 @@ def table(rows: pd.DataFrame) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), metavar="VARIANT", help=", ".join(VARIANTS))
-    parser.add_argument("--eps", default=None, help="in pixels of [0, 1]; the default is params.yaml's")
+    parser.add_argument("--eps", type=common.budget, help="in pixels of [0, 1]; the default is params.yaml's")
     parser.add_argument("--images", type=int, default=10000)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
@@ -156,13 +171,13 @@ def main() -> None:
     unknown = set(args.only) - set(VARIANTS)
     if unknown:
         raise UserError(f"{', '.join(sorted(unknown))}: no such variant; there are {', '.join(VARIANTS)}")
-    images.device("cpu")
+    device.keep_freed_memory()
     print(common.machine())
-    eps = float(Fraction(args.eps)) if args.eps else params.load().eps
+    eps = params.load().eps if args.eps is None else args.eps
     for seed in range(args.seeds):
         for variant in args.only:
             kept = pd.read_csv(TABLE) if TABLE.is_file() else pd.DataFrame(columns=KEY)
-            epochs = round(args.epochs * VARIANTS[variant].get("length", 1))
+            epochs = round(args.epochs * VARIANTS[variant].length)
             wanted = key(variant, eps, args.images, epochs, seed)
             if (kept[KEY] == pd.Series(wanted)).all(axis=1).any():
                 continue

@@ -8,8 +8,7 @@ import sys
 import pandas as pd
 
 from stages.common import artifacts
-
-MODELS = ("standard", "robust")
+from stages.common.artifacts import MODELS
 
 
 def scores(table: pd.DataFrame) -> str:

@@ -12,6 +12,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import dvc.api
 import pandas as pd
@@ -20,15 +21,17 @@ from matplotlib.figure import Figure
 
 from stages.common import artifacts, figures
 
+Figures = dict[str, Any]  # a recipe's: `curves`, `at_eps` and `failed`
+
 KEPT, PICTURE = Path("docs/headline.json"), Path("docs/headline.png")
 STUDY, OURS = "the study's recipe: clean and plain FGSM images, half and half", "ours: N-FGSM, ramped and watched"
 
 
-def figures_of(revision: str | None) -> dict:
+def figures_of(revision: str | None) -> Figures:
     """The robust model's curves, figures at eps and failed checks, of a revision or (None) of the working tree."""
 
     def read(path: str) -> str:
-        return Path(path).read_text() if revision is None else dvc.api.read(path, rev=revision)
+        return Path(path).read_text(encoding="utf-8") if revision is None else dvc.api.read(path, rev=revision)
 
     curves = pd.read_csv(io.StringIO(read("plots/fgsm_sweep.csv")))
     at_eps = json.loads(read("metrics/fgsm.json"))["robust"]
@@ -41,7 +44,7 @@ def figures_of(revision: str | None) -> dict:
     }
 
 
-def table(study: dict, ours: dict) -> str:
+def table(study: Figures, ours: Figures) -> str:
     """Markdown: both recipes, their accuracies at eps and what the audit says of them."""
     lines = ["| robust model trained by | clean | FGSM at eps | PGD at eps | the audit |", "|---|---:|---:|---:|---|"]
     for name, found in ((STUDY, study), (OURS, ours)):
@@ -51,7 +54,7 @@ def table(study: dict, ours: dict) -> str:
     return "\n".join(lines)
 
 
-def draw(study: dict, ours: dict) -> Figure:
+def draw(study: Figures, ours: Figures) -> Figure:
     figure = Figure(figsize=(8.4, 3.4), dpi=figures.DPI, layout="constrained")
     for axes, (name, found) in zip(figure.subplots(1, 2, sharey=True), ((STUDY, study), (OURS, ours)), strict=True):
         curves = found["curves"]

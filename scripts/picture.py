@@ -9,14 +9,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import vl_convert
 from PIL import Image
 
+Spec = dict[str, Any]  # Vega-Lite
+
 RESULTS = ("FGSM against PGD", "plots/roc_max_logit.csv")  # side by side in README
 
 
-def specs(revision: str | None = None) -> dict[str, dict]:
+def specs(revision: str | None = None) -> dict[str, Spec]:
     """Vega-Lite specifications of the working tree's plots by id, beside those of `revision` in the same picture.
 
     A plot that `revision` does not have yet is drawn for the working tree alone. Raises RuntimeError if DVC reports
@@ -43,7 +46,7 @@ def specs(revision: str | None = None) -> dict[str, dict]:
     return drawn
 
 
-def png(spec: dict, scale: float = 1.5) -> bytes:
+def png(spec: Spec, scale: float = 1.5) -> bytes:
     return vl_convert.vegalite_to_png(spec, scale=scale)
 
 

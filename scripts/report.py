@@ -12,33 +12,34 @@ import os
 import platform
 import string
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import vl_convert
-import yaml
+from ruamel.yaml import YAML
 
 from scripts import picture, summary, verdicts
 from stages.common import artifacts
+from stages.common.artifacts import MODELS
 
 OUT = Path("build/report.html")
 TEMPLATE = Path(__file__).with_name("report.html")
-MODELS = ("standard", "robust")
 
 
-def headline(now: dict[str, dict], before: dict[str, dict] | None) -> str:
-    """The rows of `summary.ROWS` as an HTML table; a figure that differs from `before` carries the difference."""
-    head = "<tr><th></th><th>standard</th><th>robust</th><th>from</th></tr>"
+def headline(now: Mapping[str, summary.Figures], before: Mapping[str, summary.Figures] | None) -> str:
+    """The rows of `summary.rows` as an HTML table; a figure that differs from `before` carries the difference."""
+    head = f"<tr><th></th>{''.join(f'<th>{model}</th>' for model in MODELS)}<th>from</th></tr>"
     rows = []
-    for title, (name, key) in summary.ROWS.items():
-        cells = [_cell(now[name][model], before and before[name].get(model), key) for model in MODELS]
+    for title, name, key in summary.rows(now):
+        cells = "".join(f"<td>{_cell(now[name][m], before and before[name].get(m), key)}</td>" for m in MODELS)
         source = f"<code>metrics/{name}.json</code>"
-        rows.append(f"<tr><th>{html.escape(title)}</th><td>{cells[0]}</td><td>{cells[1]}</td><td>{source}</td></tr>")
+        rows.append(f"<tr><th>{html.escape(title)}</th>{cells}<td>{source}</td></tr>")
     return f"<table>{head}{''.join(rows)}</table>"
 
 
-def _cell(figures: dict, before: dict | None, key: str) -> str:
+def _cell(figures: summary.Figures, before: summary.Figures | None, key: str) -> str:
     shown = html.escape(summary.cell(figures, key))
     if before is None or key == "verdict":
         return shown
@@ -53,15 +54,20 @@ def audit(found: pd.DataFrame) -> str:
     """Each check's verdict on both models, with what it saw; `found` is plots/audit_verdicts.csv."""
     rows = []
     for check, both in found.groupby("check", sort=False):
-        cells = [
-            f'<td class="{verdict.lower()}" title="{html.escape(seen)}">{verdict}</td>'
-            for verdict, seen in both.set_index("model").loc[list(MODELS), ["verdict", "seen"]].itertuples(index=False)
-        ]
-        unsound = both[both.verdict != "pass"]
-        said = "<br>".join(html.escape(f"{row.model}: {row.seen}: {row.meaning}") for row in unsound.itertuples())
-        name = html.escape(check.replace("_", " "))
-        rows.append(f'<tr><th>{name}</th>{"".join(cells)}<td class="said">{said}</td></tr>')
-    return f"<table><tr><th></th><th>standard</th><th>robust</th><th></th></tr>{''.join(rows)}</table>"
+        by_model = {row["model"]: row for row in both.to_dict("records")}
+        cells = "".join(_verdict(by_model[model]["verdict"], by_model[model]["seen"]) for model in MODELS)
+        unsound = [row for row in by_model.values() if row["verdict"] in verdicts.UNSOUND]
+        said = "<br>".join(html.escape(f"{row['model']}: {row['seen']}: {row['meaning']}") for row in unsound)
+        name = html.escape(str(check).replace("_", " "))
+        rows.append(f'<tr><th>{name}</th>{cells}<td class="said">{said}</td></tr>')
+    head = "".join(f"<th>{model}</th>" for model in MODELS)
+    return f"<table><tr><th></th>{head}<th></th></tr>{''.join(rows)}</table>"
+
+
+def _verdict(verdict: str, seen: str) -> str:
+    """A cell of the audit's table, with what was seen as its title; the style has a class for each verdict."""
+    kind = verdict.lower().replace("/", "")
+    return f'<td class="{kind}" title="{html.escape(seen)}">{verdict}</td>'
 
 
 def pictures(folder: Path) -> str:
@@ -77,7 +83,7 @@ def pictures(folder: Path) -> str:
 def environment() -> str:
     facts = {
         "commit": _git("describe", "--always", "--dirty"),
-        "images": json.loads((artifacts.METRICS / "data.json").read_text())["fingerprint"],
+        "images": json.loads((artifacts.METRICS / "data.json").read_text(encoding="utf-8"))["fingerprint"],
         "Python": platform.python_version(),
         **{package: version(package) for package in ("torch", "torchvision", "dvc")},
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -93,21 +99,23 @@ def _git(*arguments: str) -> str:
 def page(revision: str | None) -> str:
     """The whole page, comparing the working tree with `revision` if there is one."""
     now, before = summary.read(None), summary.read(revision) if revision else None
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = Path("params.yaml").read_text(encoding="utf-8")
+    knobs = YAML(typ="safe", pure=True).load(params)
     specs = picture.specs(revision)
     for spec in specs.values():
         spec.pop("$schema", None)  # names the Vega-Lite of DVC's own page; the one carried here is newer and says so
+    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its annotation lacks the default
     plots = json.dumps(specs).replace("</", "<\\/")  # "</" would end the script that carries the plots
     return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        dataset=html.escape(str(params["dataset"])),
-        eps=html.escape(str(params["eps"])),
+        dataset=html.escape(str(knobs["dataset"])),
+        eps=html.escape(str(knobs["eps"])),
         compared=f", compared with <b>{html.escape(revision)}</b>" if revision else "",
         headline=headline(now, before),
         audit=audit(verdicts.read()),
         pictures=pictures(artifacts.IMAGES),
-        params=html.escape(Path("params.yaml").read_text(encoding="utf-8")),
+        params=html.escape(params),
         environment=environment(),
-        vega=vl_convert.javascript_bundle().replace("</script", "<\\/script"),
+        vega=bundle.replace("</script", "<\\/script"),
         plots=plots,
     )
 

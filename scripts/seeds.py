@@ -12,7 +12,7 @@ import argparse
 import io
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import dvc.api
@@ -21,9 +21,9 @@ import pandas as pd
 from scipy import stats
 
 from scripts import summary
+from stages.common.artifacts import MODELS
 
 OUT = Path("build")
-MODELS = ("standard", "robust")
 
 
 def experiment(seed: int, settings: list[str]) -> str:
@@ -46,13 +46,14 @@ def run(seed: int, settings: list[str]) -> str:
     return name
 
 
-def table(metrics: list[dict[str, dict]]) -> str:
+def table(metrics: Sequence[Mapping[str, summary.Figures]]) -> str:
     """Markdown of the headline figures over the runs in `metrics`: mean, standard deviation, interval of the mean."""
-    lines = ["| | standard | robust |", "|---|---:|---:|"]
-    for title, (name, key) in summary.ROWS.items():
+    lines = [f"| | {' | '.join(MODELS)} |", "|---|" + "---:|" * len(MODELS)]
+    for title, name, key in summary.rows(metrics[0]):
         if key != "verdict":
-            cells = [spread([summary.figure(run[name][model], key) for run in metrics]) for model in MODELS]
-            lines.append(f"| {title} | {cells[0]} | {cells[1]} |")
+            found = [[summary.figure(run[name][model], key) for run in metrics] for model in MODELS]
+            cells = [spread([value for value in values if value is not None]) for values in found]
+            lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -90,10 +91,8 @@ def bands(sweeps: list[pd.DataFrame]) -> pd.DataFrame:
 
 def draw() -> None:
     """DVC's own plot of build/seeds.csv, by the template .dvc/plots/seeds.json, as build/seeds/index.html."""
-    labels = ["--title", "Accuracy over seeds: mean and 95 % interval", "--x-label", "eps (pixels in [0, 1])"]
-    axes = ["-x", "eps", "-y", "mean", "--y-label", "test accuracy"]
-    command = ["dvc", "plots", "show", str(OUT / "seeds.csv"), "--template", "seeds", *axes, *labels]
-    subprocess.run([*command, "--out", str(OUT / "seeds")], check=True)
+    command = ["dvc", "plots", "show", str(OUT / "seeds.csv"), "--template", "seeds", "--out", str(OUT / "seeds")]
+    subprocess.run(command, check=True)
 
 
 def main() -> None:

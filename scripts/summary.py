@@ -8,10 +8,14 @@ README's table is this command's output; tests/test_readme.py holds that.
 
 import json
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import dvc.api
 from dvc.exceptions import DvcException
+
+Figures = Mapping[str, Any]  # what a metrics file says, of everything or of one model
 
 ROWS = {
     "accuracy on clean test images": ("fgsm", "clean"),
@@ -20,6 +24,7 @@ ROWS = {
     "under the audit's strongest attack at eps": ("audit", "strongest"),
     "under FGSM at 8/255": ("fgsm", "at_8_255.fgsm"),
     "under PGD at 8/255": ("fgsm", "at_8_255.pgd"),
+    "under the audit's strongest attack at 8/255": ("audit", "at_8_255.strongest"),
     "taken for the target class, clean": ("targeted", "clean_target_rate"),
     "taken for it under targeted FGSM at eps": ("targeted", "target_rate"),
     "OOD AUROC, max logit": ("ood", "max_logit.auroc"),
@@ -30,16 +35,30 @@ ROWS = {
 }
 
 
-def table(metrics: dict[str, dict]) -> str:
+def table(metrics: Mapping[str, Figures]) -> str:
     """Markdown of `metrics`: the content of each metrics/*.json, by its name without the ending."""
-    lines = ["| | standard | robust | from |", "|---|---:|---:|---|"]
-    for title, (name, key) in ROWS.items():
-        cells = [cell(metrics[name][model], key) for model in ("standard", "robust")]
-        lines.append(f"| {title} | {cells[0]} | {cells[1]} | metrics/{name}.json |")
+    names = models(metrics)
+    lines = [f"| | {' | '.join(names)} | from |", "|---|" + "---:|" * len(names) + "---|"]
+    for title, name, key in rows(metrics):
+        cells = " | ".join(cell(metrics[name][model], key) for model in names)
+        lines.append(f"| {title} | {cells} | metrics/{name}.json |")
     return "\n".join(lines)
 
 
-def cell(figures: dict, key: str) -> str:
+def models(metrics: Mapping[str, Figures]) -> list[str]:
+    """The models' names: what every metrics file has figures of."""
+    first, *others = metrics.values()
+    return [name for name in first if all(name in other for other in others)]
+
+
+def rows(metrics: Mapping[str, Figures]) -> Iterator[tuple[str, str, str]]:
+    """Title, file and key of each of ROWS that was measured, of one model at least."""
+    for title, (name, key) in ROWS.items():
+        if any(cell(metrics[name][model], key) for model in models(metrics)):
+            yield title, name, key
+
+
+def cell(figures: Figures, key: str) -> str:
     """One cell of the table: a figure with three places, with its interval if it has one, or the audit's counts.
 
     Empty for a figure that was not measured: an older commit may lack it.
@@ -53,15 +72,15 @@ def cell(figures: dict, key: str) -> str:
     return f"{found:.3f}" if low is None else f"{found:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def figure(figures: dict, key: str) -> float | None:
+def figure(figures: Figures, key: str) -> float | None:
     """The figure behind a dotted key, such as at_8_255.pgd; None if it was not measured."""
-    found = figures
+    found: Any = figures
     for part in key.split("."):
         found = found.get(part, {})
-    return None if found == {} else found
+    return None if found == {} else float(found)
 
 
-def read(revision: str | None) -> dict[str, dict]:
+def read(revision: str | None) -> dict[str, Figures]:
     """The metrics files that `table` needs, of a revision or (None) of the working tree."""
     paths = {name: f"metrics/{name}.json" for name, _ in ROWS.values()}
     try:

@@ -9,27 +9,22 @@ has fooled the model, `_pgd` is the same under PGD on `pgd_images` images: image
 
 from torch import Tensor
 
-from stages.common import artifacts, attacks, errors, evaluation, figures, images, params, sampling
-
-EIGHT = 8 / 255  # the budget of most published CIFAR-10 figures
+from stages.common import artifacts, attacks, device, errors, evaluation, figures, images, params, robustness
 
 
 def main() -> None:
     knobs = params.load()
-    device = images.device(knobs.device)
     test = images.read("test")
-    subset = test.take(sampling.representative(test.labels, knobs.fgsm_sweep.pgd_images))
-    both = evaluation.load_both(test, device)
-    swept = sorted({0.0, EIGHT, knobs.eps, *knobs.fgsm_sweep.epsilons})
+    subset = test.take(images.sample(test.labels, knobs.fgsm_sweep.pgd_images))
+    both = evaluation.load_both(test, device.choose(knobs.device))
+    swept = sorted({0.0, attacks.EIGHT, knobs.eps, *knobs.fgsm_sweep.epsilons})
     listed = [swept.index(eps) for eps in knobs.fgsm_sweep.epsilons]
 
     table: dict[str, object] = {"eps": knobs.fgsm_sweep.epsilons}
     metrics: dict[str, object] = {}
     for name, model in both.items():
-        fgsm = evaluation.fgsm_predictions(model, test, swept, device=device) == test.labels
-        pgd = evaluation.pgd_survivors(
-            model, subset, swept, steps=knobs.fgsm_sweep.pgd_steps, seed=knobs.seed, device=device
-        )
+        fgsm = robustness.fgsm_predictions(model, test, swept) == test.labels
+        pgd = robustness.pgd_survivors(model, subset, swept, steps=knobs.fgsm_sweep.pgd_steps, seed=knobs.seed)
         accuracies = {"": fgsm, "_worst": attacks.worst_case(fgsm), "_pgd": pgd}
         curves = {suffix: correct.double().mean(1) for suffix, correct in accuracies.items()}
         table |= {name + suffix: curve[listed].numpy() for suffix, curve in curves.items()}
@@ -42,13 +37,13 @@ def main() -> None:
                 "pgd": float(curves["_pgd"][row]),
             }
 
-        metrics[name] = {"clean": float(curves[""][0]), **at(knobs.eps), "at_8_255": at(EIGHT)}
+        metrics[name] = {"clean": float(curves[""][0]), **at(knobs.eps), "at_8_255": at(attacks.EIGHT)}
         print(
             f"{name}: clean {curves[''][0]:.4f}  at eps {knobs.eps:.4g}: "
             + "  ".join(f"{attack} {value:.4f}" for attack, value in at(knobs.eps).items()),
             flush=True,
         )
-        figure = figures.attack_grid(model, test, knobs.fgsm_sweep.picture_epsilons, name=name, device=device)
+        figure = figures.attack_grid(model, test, knobs.fgsm_sweep.picture_epsilons, name=name)
         artifacts.write_figure(artifacts.IMAGES / f"fgsm_{name}.png", figure)
 
     artifacts.write_table(artifacts.PLOTS / "fgsm_sweep.csv", table)
@@ -56,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_stage(main)

@@ -8,9 +8,19 @@ Out: metrics/ood.json, of the main OOD set; plots/ood_scores.csv, every figure o
 Scores are fitted on the training images; the validation images set the thresholds. No OOD image decides anything.
 """
 
-from stages.common import artifacts, detection, detectors, errors, evaluation, figures, images, params, tables
+from collections.abc import Mapping
 
-MODELS = ("standard", "robust")
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from stages.common import artifacts, detection, device, errors, evaluation, figures, images, params
+from stages.common.artifacts import MODELS
+from stages.common.detection import detectors, tables
+from stages.common.detection.scores import Options
+from stages.common.images import ImageSet
+from stages.common.models import Classifier
+
 HEADLINE = "max_logit"  # the study's score: one picture compares the two models by it
 BASELINE = "max_softmax"  # every score is tested against this one (Hendrycks 2017)
 MAIN = "ood"  # the set that metrics/ood.json and the curves are about
@@ -22,13 +32,13 @@ def main() -> None:
     train, val, test, ood, extra = (images.read(name) for name in ("train", "val", "test", MAIN, "extra"))
     unknown = {MAIN: ood, **images.by_prefix(extra)}
     sets = {"val": val, "id": test, **unknown}
-    device = images.device(knobs.device)
-    both = evaluation.load_both(train, device)
+    both = evaluation.load_both(train, device.choose(knobs.device))
     level = knobs.ood_eval.confidence
 
-    found, taken_for = {}, {}  # confidences [model][detector][set], predicted classes [model][set]
+    found: dict[str, dict[str, dict[str, np.ndarray]]] = {}  # confidences [model][detector][set]
+    taken_for: dict[str, dict[str, Tensor]] = {}  # predicted classes [model][set]
     for name, model in both.items():
-        found[name], taken_for[name] = examine(name, model, train, sets, knobs, device)
+        found[name], taken_for[name] = examine(name, model, train, sets, knobs)
 
     main_pairs = {m: {s: (parts["id"], parts[MAIN]) for s, parts in found[m].items()} for m in MODELS}
     results = {
@@ -41,14 +51,12 @@ def main() -> None:
     }
     sizes = {"id": len(test), "ood": len(ood)}
     base_rate = {name: size / sum(sizes.values()) for name, size in sizes.items()}
-    artifacts.write_metrics(
-        artifacts.METRICS / "ood.json",
-        {**results, "robust_minus_standard": paired, "sizes": sizes, "base_rate": base_rate},
-    )
+    metrics = {**results, "robust_minus_standard": paired, "sizes": sizes, "base_rate": base_rate}
+    artifacts.write_metrics(artifacts.METRICS / "ood.json", metrics)
     table = tables.by_set(found, unknown, baseline=BASELINE, accept=knobs.ood_eval.accept, confidence=level)
     artifacts.write_table(artifacts.PLOTS / "ood_scores.csv", table)
-    classes = list(tables.by_class(found, taken_for, unknown, test.classes))
-    artifacts.write_table(artifacts.PLOTS / "ood_classes.csv", classes)
+    by_class = tables.by_class(found, taken_for, unknown, test.classes)
+    artifacts.write_table(artifacts.PLOTS / "ood_classes.csv", list(by_class))
     draw(main_pairs, results)
     fooled = figures.fooled_grid(
         {model: (found[model][HEADLINE][MAIN], taken_for[model][MAIN]) for model in MODELS}, ood, test.classes
@@ -57,13 +65,16 @@ def main() -> None:
     report(results, paired, table, sizes)
 
 
-def examine(name, model, train, sets, knobs, device):
+def examine(
+    name: str, model: Classifier, train: ImageSet, sets: Mapping[str, ImageSet], knobs: params.Params
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Tensor]]:
     """One model's confidences [detector][set] and predicted classes [set]. Frees all that it has fitted and seen."""
-    sight, options = detectors.settings(knobs)
-    fitted = detectors.fit_on(model, train, sight, options, device=device, description=f"{name}: train")
-    confidences, taken_for = {score: {} for score in fitted}, {}
+    sight, options = detectors.Sight.from_params(knobs), Options.from_params(knobs)
+    fitted = detectors.fit_on(model, train, sight, options, description=f"{name}: train")
+    confidences: dict[str, dict[str, np.ndarray]] = {score: {} for score in fitted}
+    taken_for = {}
     for key, part in sets.items():
-        seen = detectors.see(model, part, sight, device=device, description=f"{name}: {key}")
+        seen = detectors.see(model, part, sight, description=f"{name}: {key}")
         taken_for[key] = seen["plain"].logits.argmax(1)
         for score, values in detectors.score(fitted, seen).items():
             confidences[score][key] = values.numpy()
@@ -71,7 +82,7 @@ def examine(name, model, train, sets, knobs, device):
     return confidences, taken_for
 
 
-def draw(pairs, results) -> None:
+def draw(pairs: tables.Pairs, results: tables.Results) -> None:
     """Curves and histograms: every score on each model, and the headline score on both."""
     for kind in tables.CURVES:
         table = tables.curves(pairs, results, kind)
@@ -85,17 +96,18 @@ def draw(pairs, results) -> None:
     artifacts.write_figure(artifacts.IMAGES / "ood_histograms.png", figures.score_histograms(pairs, aurocs))
 
 
-def report(results, paired, table, sizes) -> None:
+def report(
+    results: tables.Results, paired: Mapping[str, Mapping[str, float]], table: pd.DataFrame, sizes: Mapping[str, int]
+) -> None:
+    """The figures on the terminal: the main set's with their intervals, the others' AUROC."""
     others = [key for key in table.set.unique() if key != MAIN]
     print(f"{sizes['id']} ID and {sizes['ood']} OOD images: AUROC [interval], FPR95; AUROC against {', '.join(others)}")
     wide = table.pivot(index=["model", "score"], columns="set", values="auroc")
     for model in MODELS:
         for score, row in results[model].items():
             more = "".join(f"  {wide.loc[(model, score), key]:.3f}" for key in others)
-            print(
-                f"{model:9} {score:22}{row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]"
-                f"  {row['fpr95']:.3f}{more}"
-            )
+            interval = f"{row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]"
+            print(f"{model:9} {score:22}{interval}  {row['fpr95']:.3f}{more}")
     test = paired[HEADLINE]
     print(f"{HEADLINE}: robust less standard {test['difference']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}]")
     widest = max(row["auroc_high"] - row["auroc_low"] for rows in results.values() for row in rows.values())
@@ -104,4 +116,4 @@ def report(results, paired, table, sizes) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_stage(main)

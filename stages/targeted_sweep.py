@@ -8,12 +8,11 @@ accuracy is over all test images. target_rate is the share of the images *not* o
 it: the attack's success. At eps 0 it is what the model gets wrong by itself, clean_target_rate.
 """
 
-from stages.common import artifacts, errors, evaluation, figures, images, params
+from stages.common import artifacts, device, errors, evaluation, figures, images, params, robustness
 
 
 def main() -> None:
     knobs = params.load()
-    device = images.device(knobs.device)
     test = images.read("test")
     name = knobs.targeted_sweep.target or knobs.data.target or test.classes[0]
     if name not in test.classes:
@@ -22,14 +21,14 @@ def main() -> None:
         )
     target = test.classes.index(name)
     others = test.labels != target
-    both = evaluation.load_both(test, device)
+    both = evaluation.load_both(test, device.choose(knobs.device))
     swept = sorted({0.0, knobs.eps, *knobs.targeted_sweep.epsilons})
     listed = [swept.index(eps) for eps in knobs.targeted_sweep.epsilons]
 
     table: dict[str, object] = {"eps": knobs.targeted_sweep.epsilons}
     metrics: dict[str, object] = {}
     for label, model in both.items():
-        predicted = evaluation.fgsm_predictions(model, test, swept, target=target, device=device)
+        predicted = robustness.fgsm_predictions(model, test, swept, target=target)
         accuracy = (predicted == test.labels).double().mean(1)
         target_rate = (predicted[:, others] == target).double().mean(1)
         table[f"{label}_accuracy"] = accuracy[listed].numpy()
@@ -46,7 +45,7 @@ def main() -> None:
             flush=True,
         )
 
-    grids = figures.targeted_grids(both["standard"], both["robust"], test, target, knobs.eps, device=device)
+    grids = figures.targeted_grids(both["standard"], both["robust"], test, target, knobs.eps)
     for grid, figure in grids.items():
         artifacts.write_figure(artifacts.IMAGES / f"targeted_{grid}.png", figure)
     artifacts.write_table(artifacts.PLOTS / "targeted_sweep.csv", table)
@@ -54,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_stage(main)

@@ -6,7 +6,8 @@ Out: data/checkpoints/robust.pt, metrics/train_robust.json, plots/training_robus
 
 from typing import Any
 
-from stages.common import artifacts, errors, evaluation, images, models, params, training, workspace
+from stages.common import artifacts, device, errors, evaluation, images, models, params, training, workspace
+from stages.common.adversary import Adversary, Settings
 
 
 def worth(metrics: dict[str, Any], eps: float, chance: float) -> str:
@@ -21,43 +22,31 @@ def worth(metrics: dict[str, Any], eps: float, chance: float) -> str:
 
 def main() -> None:
     knobs = params.load()
-    device = images.device(knobs.device)
+    where = device.choose(knobs.device)
     sets = {name: images.read(name) for name in ("train", "val", "test")}
 
-    robust = knobs.train_robust
-    adversary = training.Adversary(
-        eps=knobs.eps,
-        largest_budget=knobs.data.training.largest_budget,
-        attack=robust.attack,
-        fraction=robust.adversarial_fraction,
-        noise=robust.noise,
-        ramp=robust.ramp,
-        overfitting_gap=robust.overfitting_gap,
-        undo_overfitting=robust.undo_overfitting,
-        pgd_steps=robust.pgd_steps,
-        validation_images=robust.validation_images,
-    )
-    recipe = training.recipe(
-        knobs, epochs=knobs.data.training.epochs_robust, label_smoothing=robust.label_smoothing, device=device
-    )
-    model, options = training.new_model(knobs, sets["train"])
+    epochs, smoothing = knobs.data.train_robust.epochs, knobs.train_robust.label_smoothing
+    recipe = training.Recipe.from_params(knobs, where, epochs=epochs, label_smoothing=smoothing)
+    model = training.new_model(knobs, sets["train"]).to(where)
+    opponent = Adversary(model, sets["val"], Settings.from_params(knobs))
     table = artifacts.PLOTS / "training_robust.csv"  # grows by a row an epoch: dvc plots show draws it at any time
     result = training.train(
         model,
         sets["train"],
         sets["val"],
         recipe,
-        adversary=adversary,
-        device=device,
+        opponent,
         resume_in=workspace.resume_folder(),
         log=lambda rows: artifacts.write_table(table, rows),
         name="robust",
     )
 
-    accuracy = {name: evaluation.accuracy(model, image_set, device=device) for name, image_set in sets.items()}
+    found = {name: evaluation.accuracies(model, image_set) for name, image_set in sets.items()}
+    accuracy, balanced = ({name: pair[kind] for name, pair in found.items()} for kind in (0, 1))
     kept = result.rows[result.epoch - 1]
     metrics = {
         "accuracy": accuracy,
+        "balanced_accuracy": balanced,
         "epoch": result.epoch,
         "trained_eps": kept["eps"],  # below eps if that is above largest_budget, or if it broke the model
         "val_fgsm": kept["val_fgsm"],
@@ -65,11 +54,11 @@ def main() -> None:
         "overfitted_epochs": sum(row["overfitted"] for row in result.rows),
         "collapsed_epochs": sum(row["collapsed"] for row in result.rows),
     }
-    checkpoint = models.checkpoint(model, name=knobs.model.name, options=options)
     artifacts.write_metrics(artifacts.METRICS / "train_robust.json", metrics)
-    artifacts.write_checkpoint(artifacts.CHECKPOINTS / "robust.pt", checkpoint)
-    print(f"robust: test accuracy {accuracy['test']:.4f}; {worth(metrics, knobs.eps, 1 / len(model.classes))}")
+    artifacts.write_checkpoint(artifacts.CHECKPOINTS / "robust.pt", models.checkpoint(model))
+    chance = evaluation.chance(opponent.held_out.labels)
+    print(f"robust: test accuracy {accuracy['test']:.4f}; {worth(metrics, knobs.eps, chance)}")
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_stage(main)

@@ -1,14 +1,20 @@
-"""Files appear whole or not at all, and faults that a person can mend end in one message."""
+"""Files appear whole or not at all, equal content gives equal bytes, and what cannot be read is named."""
 
 import errno
 import json
 import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from stages.common import artifacts, errors
+from stages.common import artifacts
 from stages.common.errors import UserError
 
 
@@ -49,47 +55,150 @@ def test_metrics_are_rounded_and_finite(tmp_path):
 def test_tables_have_lf_ends_from_columns_or_rows(tmp_path):
     artifacts.write_table(tmp_path / "a.csv", {"x": [0.1, 0.2], "y": np.array([1 / 3, 1])})
     artifacts.write_table(tmp_path / "b.csv", [{"x": 0.1, "y": 1 / 3}, {"x": 0.2, "y": 1.0}])
+    artifacts.write_table(tmp_path / "c.csv", pd.read_csv(tmp_path / "a.csv"))
+    assert (tmp_path / "c.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
     assert (tmp_path / "a.csv").read_bytes() == b"x,y\n0.1,0.333333\n0.2,1.0\n"
     assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
 
 
-def test_arrays_come_back_and_bad_ones_are_named(tmp_path):
+def test_equal_arrays_give_equal_bytes_and_come_back(tmp_path):
+    arrays = {
+        "images": np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2),
+        "labels": np.array([3, -1]),
+        "classes": np.array(["cat", "собака"]),
+        "share": np.array(0.25),
+    }
+    for name in ("a.npz", "b.npz"):
+        artifacts.write_arrays(tmp_path / name, **arrays)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    found = artifacts.read_arrays(tmp_path / "a.npz")
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype and np.array_equal(found[name], array)
+        assert found[name].flags.aligned and found[name].flags.c_contiguous
+
+
+shapes = st.lists(st.integers(0, 4), max_size=4).map(tuple)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["a", "b", "images"]), st.tuples(shapes, st.sampled_from("u1 i8 f4 U3".split())))
+)
+def test_arrays_of_any_shape_and_type_come_back(tmp_path_factory, layout):
+    """Empty ones too: there is nothing in them to map."""
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.integers(0, 200, shape).astype(kind) for name, (shape, kind) in layout.items()}
+    path = tmp_path_factory.getbasetemp() / "arrays.npz"
+    artifacts.write_arrays(path, **arrays)
+    found = artifacts.read_arrays(path)
+    assert found.keys() == arrays.keys()
+    assert all(
+        np.array_equal(found[name], array) and found[name].dtype == array.dtype for name, array in arrays.items()
+    )
+    assert all(found[name].shape == array.shape for name, array in arrays.items())
+
+
+def test_images_are_mapped_and_what_is_done_to_them_stays_in_memory(tmp_path):
     path = tmp_path / "a.npz"
-    artifacts.write_arrays(path, images=np.arange(4, dtype=np.uint8), classes=np.array(["cat", "dog"]))
-    first = path.read_bytes()
-    assert artifacts.read_arrays(path)["classes"].tolist() == ["cat", "dog"]
-    artifacts.write_arrays(path, images=np.arange(4, dtype=np.uint8), classes=np.array(["cat", "dog"]))
-    assert path.read_bytes() == first
-    path.write_bytes(first[:60])
-    with pytest.raises(UserError, match="damaged"):
+    images = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    artifacts.write_arrays(path, images=images)
+    before = path.read_bytes()
+    mapped = artifacts.read_arrays(path)["images"]
+    assert isinstance(mapped, np.memmap) and mapped.mode == "c"
+    mapped[:] = 9
+    mapped.flush()
+    assert path.read_bytes() == before and np.array_equal(artifacts.read_arrays(path)["images"], images)
+    still = artifacts.read_arrays(path)["images"]
+    artifacts.write_arrays(path, images=images + 1)  # another run of prepare
+    assert np.array_equal(still, images) and np.array_equal(artifacts.read_arrays(path)["images"], images + 1)
+
+
+def refused(path, words):
+    with pytest.raises(UserError, match=words) as raised:
         artifacts.read_arrays(path)
+    assert str(path) in str(raised.value) and "dvc repro" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path):
+    path = tmp_path / "a.npz"
+    artifacts.write_arrays(path, images=np.arange(40, dtype=np.uint8), labels=np.arange(4))
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        refused(path, "damaged")
+
+
+def test_arrays_of_another_kind_are_refused_and_never_unpickled(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, images=np.zeros(4, np.uint8))
+    refused(path, r"images\.npy is compressed")
     np.savez(path, images=np.array([{}], dtype=object))
-    with pytest.raises(UserError, match="damaged"):
-        artifacts.read_arrays(path)
-    with pytest.raises(UserError, match=r"missing.*dvc repro"):
-        artifacts.read_arrays(tmp_path / "absent.npz")
+    refused(path, r"images\.npy holds objects")
+    np.savez(path, images=np.asfortranarray(np.zeros((2, 3), np.uint8)))
+    refused(path, r"images\.npy holds another order")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", b"no array")
+    refused(path, "damaged")
+    path.write_bytes(b"no archive")
+    refused(path, "damaged")
+    refused(tmp_path / "absent.npz", "missing")
 
 
-def test_a_stage_ends_with_one_message_or_a_defect_with_its_traceback(capsys):
-    def failing(error):
-        def main():
-            raise error
+@pytest.mark.parametrize(
+    "shape", [b"(99999,), }", b"(-1,), }   ", b"(100,), }, "], ids=["longer", "negative", "no header"]
+)
+def test_an_array_whose_header_does_not_fit_is_refused(tmp_path, shape):
+    path = tmp_path / "a.npz"
+    artifacts.write_arrays(path, images=np.zeros(100, np.uint8))
+    whole = path.read_bytes()
+    assert b"(100,), }  " in whole
+    path.write_bytes(whole.replace(b"(100,), }  ", shape))
+    refused(path, "damaged")
 
-        return main
 
-    for error, words in (
-        (UserError("eps = 2: too large"), "eps = 2: too large"),
-        (OSError(errno.ENOSPC, "x", "data/a"), "disk is full"),
-        (PermissionError(errno.EACCES, "x", "data/a"), "data/a"),
-    ):
-        with pytest.raises(SystemExit) as ended:
-            errors.run(failing(error))
-        assert words in str(ended.value.code) and str(ended.value.code).startswith("error: ")
-    with pytest.raises(SystemExit) as ended:
-        errors.run(failing(KeyboardInterrupt()))
-    assert ended.value.code == 130 and "interrupted" in capsys.readouterr().err
-    with pytest.raises(ZeroDivisionError):
-        errors.run(failing(ZeroDivisionError()))
+def test_a_wrong_byte_anywhere_ends_in_no_traceback(tmp_path):
+    path = tmp_path / "a.npz"
+    artifacts.write_arrays(path, images=np.zeros(4, np.uint8))
+    whole = path.read_bytes()
+    refusals = 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x21]) + whole[place + 1 :])
+        try:
+            artifacts.read_arrays(path)
+        except UserError:
+            refusals += 1
+    assert refusals > len(whole) / 4
+
+
+@pytest.fixture
+def dead():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path, dead):
+    kept = {
+        f".a.json.{os.getppid()}": "a living writer's",
+        f".b.json.{dead}": "of another file",
+        ".a.json.swp": "no writer's",
+        f"a.json.{dead}": "no hidden file",
+    }
+    for name in (*kept, f".a.json.{dead}"):
+        (tmp_path / name).write_bytes(b"half")
+    artifacts.write_bytes(tmp_path / "a.json", b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "a.json"}
+
+
+def test_names_with_letters_that_mean_something_to_a_pattern_are_swept_too(tmp_path, dead):
+    stray = tmp_path / f".a[1]*.json.{dead}"
+    other = tmp_path / f".a1x.json.{dead}"
+    for path in (stray, other):
+        path.write_bytes(b"half")
+    artifacts.write_bytes(tmp_path / "a[1]*.json", b"whole")
+    assert not stray.exists() and other.exists()
 
 
 def test_written_files_have_ordinary_permissions(tmp_path):

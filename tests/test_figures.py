@@ -6,7 +6,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from stages.common import artifacts, attacks, figures
+from stages.common import artifacts, attacks, figures, images
 from stages.common.images import ImageSet
 
 NAMES = ["bird", "cat", "deer"]
@@ -53,7 +53,7 @@ def test_attack_grid_shows_the_same_images_clean_and_attacked(shape):
     rows = [shown(figure)[start : start + 4] for start in (0, 4, 8)]
     assert len(shown(figure)) == 12
     assert [row[0].get_ylabel() for row in rows] == ["clean", "eps 0.01", "eps 0.3"]
-    chosen = data.take(torch.tensor([0, 1, 2, 3]))
+    chosen = data.take(images.sample(data.labels, 4))
     x = chosen.images.float() / 255
     for row, eps in zip(rows, (0.0, 0.01, 0.3), strict=True):
         assert [axes.get_title() for axes in row] == [NAMES[label] for label in chosen.labels]
@@ -79,13 +79,12 @@ def test_predicted_names_are_green_if_right_and_red_if_wrong():
 
 def test_targeted_grids_colour_the_targets_name_apart():
     """A right name is green, the target's purple, any other red; the three are told apart in one row."""
-    labels, guesses = torch.tensor([0, 0, 0]), torch.tensor([0, 1, 2])
-    row = Figure().subplots(1, 4)
-    figures._draw_row(row, torch.rand(3, 1, 8, 8), labels, guesses, NAMES, target=2)
+    data = ImageSet(image_set((1, 8, 8), [0, 1, 2]).images, torch.tensor([0, 0, 0]), NAMES)
+    row = figures.targeted_grids(Reader(), Reader(), data, 2, 0.1, columns=4, rows=1)["clean_standard"].axes
     colours = [axes.xaxis.label.get_color() for axes in row[:3]]
     assert colours == [figures.RIGHT, figures.WRONG, figures.HIT] and len(set(colours)) == 3
     assert [axes.get_xlabel() for axes in row] == [*NAMES, ""]
-    assert not row[3].images
+    assert [len(axes.images) for axes in row] == [1, 1, 1, 0]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=["grey", "rgb"])
@@ -97,7 +96,8 @@ def test_targeted_grids_show_each_attack_to_the_model_it_names(shape):
     data = image_set(shape, [0, 1, 2, 0, 1, 2, 0, 1, 2])
     grids = figures.targeted_grids(Reader(), Upside(), data, 2, 0.2, columns=2, rows=2)
     assert list(grids) == ["clean_standard", "attacked_standard", "transferred_robust", "attacked_robust"]
-    chosen = data.take((data.labels != 2).nonzero().squeeze(1)[:4])
+    others = data.take((data.labels != 2).nonzero().squeeze(1))
+    chosen = others.take(images.sample(others.labels, 4))
     x, goal = chosen.images.float() / 255, torch.full((4,), 2)
     on_standard, on_robust = (attacks.fgsm(model, x, goal, 0.2, targeted=True) for model in (Reader(), Upside()))
     expected = {
@@ -126,6 +126,35 @@ def test_few_images_and_missing_classes_are_drawn(labels, tmp_path):
     for name, figure in figures.targeted_grids(Reader(), Reader(), data, 1, 0.1).items():
         assert [axes.get_title() for axes in shown(figure)] == others, name
     assert png(figure, tmp_path / "grid.png").startswith(b"\x89PNG")
+
+
+def test_fooled_grid_shows_what_each_model_is_surest_of_under_its_true_name():
+    known, ood = ["ant", "bee"], image_set((1, 8, 8), [0, 1, 2, 0])
+    guesses = {
+        "standard": ([0.1, 0.9, 0.5, 0.7], torch.tensor([0, 1, 0, 1])),
+        "robust": ([4.0, 1.0, 3.0, 2.0], torch.tensor([1, 1, 0, 0])),
+    }
+    figure = figures.fooled_grid(guesses, ood, known, columns=2)
+    rows = {"standard": [(1, "bee"), (3, "bee")], "robust": [(0, "bee"), (2, "ant")]}
+    drawn = [(number, guess) for row in rows.values() for number, guess in row]
+    for axes, (number, guess) in zip(shown(figure), drawn, strict=True):
+        assert (axes.get_title(), axes.get_xlabel()) == (NAMES[ood.labels[number]], guess)
+        assert axes.xaxis.label.get_color() == figures.WRONG  # no known class is the right one
+        assert np.allclose(pixels(axes), ood.images[number, 0].numpy() / 255, atol=1e-6)
+    assert [axes.get_ylabel() for axes in shown(figure)] == ["standard", "", "robust", ""]
+
+
+@pytest.mark.filterwarnings("error")
+def test_loss_surfaces_lie_as_they_were_measured_and_flat_ones_are_drawn():
+    surface = torch.arange(9.0).view(3, 3)  # rises by 3 along FGSM's direction and by 1 along the random one
+    figure = figures.loss_surfaces({"standard": surface, "robust": torch.zeros(3, 3)}, [-0.1, 0.0, 0.1])
+    standard, robust = (axes for axes in figure.axes if axes.get_title())
+    (mesh,) = (drawn for drawn in standard.collections if drawn.get_array() is not None and drawn.get_array().size == 9)
+    assert np.asarray(mesh.get_array()).reshape(3, 3).tolist() == surface.tolist()
+    corners = mesh.get_coordinates()  # of the cells: x along a row, y from row to row
+    assert (np.diff(corners[0, :, 0]) > 0).all() and (np.diff(corners[:, 0, 1]) > 0).all()
+    assert standard.get_ylabel().startswith("along FGSM") and standard.get_title().startswith("standard")
+    assert len(robust.collections) == 1  # no contour lines
 
 
 def confidences(rng, size):

@@ -13,43 +13,74 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from scripts import picture, seeds, summary
+from scripts import deps, picture, seeds, summary
 from stages.common import params
+from stages.common.params import faults
 from tests.repository import ROOT, SMALL, call, new_repository, ran
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 CHOSEN = {"dataset": "digits", "model.name": "whitened_cnn"}
 
 
-def imported(path: Path) -> set[str]:
-    """The project's own modules that the file imports, directly or not, as paths below the root."""
-    found, waiting = set(), [path]
-    while waiting:
-        for node in ast.walk(ast.parse(waiting.pop().read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stages"):
-                names = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names if alias.name.startswith("stages")]
-            else:
-                continue
-            files = {ROOT / f"{name.replace('.', '/')}.py" for name in names}
-            new = {file for file in files if file.is_file()} - found
-            found |= new
-            waiting += new
-    return {file.relative_to(ROOT).as_posix() for file in found}
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_modules_imported_are_the_deps(stage):
-    script = f"stages/{stage}.py"
-    code = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
-    assert code == imported(ROOT / script) | {script}
+    """Held by hand once: whoever changes the program that writes the deps is told here what it must find."""
+    deps_on_code = [dep for dep in STAGES[stage]["deps"] if dep.startswith("stages/")]
+    assert deps_on_code == deps.closure(ROOT / f"stages/{stage}.py", ROOT)
     assert STAGES[stage]["cmd"] == f"python -m stages.{stage}" and STAGES[stage]["desc"]
 
 
+def loaded(stage: str) -> set[str]:
+    """The project's files with code that the stage loads when it is imported, as Python itself says."""
+    code = f"import sys, stages.{stage}; print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('stages')))"
+    paths = [Path(name) for name in call(ROOT, sys.executable, "-c", code).stdout.split()]
+    return {path.relative_to(ROOT).as_posix() for path in paths if path.stat().st_size}
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train_standard", "ood_eval"])
+def test_the_deps_are_what_python_loads_but_for_declarations_and_refusals(stage):
+    left_out = deps.DECLARATIONS | deps.REFUSALS
+    if stage != "prepare":
+        left_out |= {"stages/common/class_names.py"}  # asked by the refusals alone
+    found = set()
+    for dep in deps.closure(ROOT / f"stages/{stage}.py", ROOT):
+        path = ROOT / dep
+        found |= {file.relative_to(ROOT).as_posix() for file in (path.rglob("*.py") if path.is_dir() else [path])}
+    assert found | left_out == loaded(stage) | left_out
+
+
+def test_what_no_stage_depends_on_holds_no_code_or_changes_no_value(monkeypatch):
+    """Declarations: classes of annotations. Refusals: without them the same parameters are read."""
+    for name in deps.DECLARATIONS:
+        for node in ast.parse((ROOT / name).read_text()).body:
+            declares = isinstance(node, ast.Assign) and not any(isinstance(n, ast.Call) for n in ast.walk(node))
+            assert declares or isinstance(node, (ast.Import, ast.ImportFrom, ast.ClassDef, ast.Expr)), ast.dump(node)
+            for line in node.body if isinstance(node, ast.ClassDef) else []:
+                assert isinstance(line, (ast.AnnAssign, ast.Expr, ast.Pass)) or "model_config" in ast.dump(line)
+                assert (
+                    not isinstance(line, ast.AnnAssign) or line.value is None
+                )  # no default beside params.yaml's value
+    whole = params.load(ROOT / "params.yaml")
+    monkeypatch.setattr(faults, "found_in", lambda params: [])
+    assert params.load(ROOT / "params.yaml") == whole
+
+
 def test_common_modules_import_nothing_above_them():
-    for file in (ROOT / "stages/common").glob("*.py"):
-        assert all(name.startswith("stages/common/") for name in imported(file)), file
+    for file in (ROOT / "stages/common").rglob("*.py"):
+        assert all(name.startswith("stages.common") for name in deps.imports(file)), file
+
+
+def test_packages_of_common_do_not_import_each_other_in_a_circle():
+    """A module and all that it imports: nothing that it imports may come back to it."""
+    files = [file for file in (ROOT / "stages/common").rglob("*.py") if file.name != "__init__.py"]
+    direct = {f: {g for m in deps.imports(f) for g in deps.files_of(m, ROOT)} for f in files}
+    for file in files:
+        seen, waiting = set(), [file]
+        while waiting:
+            new = {g for g in direct.get(waiting.pop(), ()) if g not in seen and g.name != "__init__.py"}
+            seen |= new
+            waiting += new
+        assert file not in seen, file
 
 
 class Recorder:
@@ -85,6 +116,8 @@ def small_params(folder: Path) -> None:
 
 
 def test_params_read_are_the_params_declared(tmp_path, monkeypatch):
+    """But for what a refusal looks at, which changes nothing of what the stage gives."""
+    monkeypatch.setattr(faults, "found_in_data", lambda params, classes, images: [])
     small_params(tmp_path)
     monkeypatch.chdir(tmp_path)
     load = params.load
@@ -145,12 +178,64 @@ def test_eps_leaves_prepare_and_train_standard_alone_and_comes_back_from_the_cac
     assert {name: (clone / name).read_bytes() for name in before} == before
 
 
-def test_a_score_parameter_reruns_only_what_reads_it(clone):
-    text = (clone / "params.yaml").read_text()
-    (clone / "params.yaml").write_text(text.replace("temperature: 0.5", "temperature: 0.7"))
-    changed = json.loads(call(clone, "dvc", "status", "--json").stdout)
-    (clone / "params.yaml").write_text(text)
-    assert set(changed) == {"ood_eval", "ood_attack"}
+ATTACKED = {"fgsm_sweep", "targeted_sweep", "ood_eval", "ood_attack", "audit"}  # stages that read both models
+PARAMS, COMMON = "params.yaml", "stages/common"
+EDITS = {  # what is edited: where, a text there, what takes its place -> the stages that DVC must call stale, exactly
+    "a score's knob turned": ([(PARAMS, "temperature: 0.5", "temperature: 0.7")], {"ood_eval", "ood_attack"}),
+    "a new knob of ood_eval": (
+        [
+            (PARAMS, "  temperature: 0.5", "  sharpness: 2\n  temperature: 0.5"),
+            (
+                f"{COMMON}/params/schema.py",
+                "class OODEval(Section):",
+                "class OODEval(Section):\n    sharpness: Positive",
+            ),
+        ],
+        {"ood_eval", "ood_attack"},
+    ),
+    "a new knob of the audit": (
+        [
+            (PARAMS, "  restarts: 3", "  restarts: 3\n  patience: 2"),
+            (f"{COMMON}/params/schema.py", "class Audit(Section):", "class Audit(Section):\n    patience: Count"),
+        ],
+        {"audit"},
+    ),
+    "another bound of a knob": ([(f"{COMMON}/params/schema.py", "guides: Count", "guides: Positive")], set()),
+    "a refusal": ([(f"{COMMON}/params/faults.py", "two classes at least", "at least two classes")], set()),
+    "PGD": ([(f"{COMMON}/attacks.py", "2.5 * ball.reach", "2.6 * ball.reach")], {"train_robust", *ATTACKED}),
+    "a training attack": ([(f"{COMMON}/adversary.py", "1.25 * eps", "1.3 * eps")], {"train_robust"}),
+    "a score": ([(f"{COMMON}/detection/scores.py", "amax(1)", "amax(1).abs()")], {"ood_eval", "ood_attack"}),
+    "evasion": ([(f"{COMMON}/detection/evasion.py", "DOWN, UP = -1, 1", "DOWN, UP = -2, 2")], {"ood_attack"}),
+    "a check": ([(f"{COMMON}/audit/checks.py", "share > 0.95", "share > 0.96")], {"audit"}),
+    "Square": ([(f"{COMMON}/audit/square.py", "START = 0.8", "START = 0.7")], {"audit"}),
+    "a figure": (
+        [(f"{COMMON}/figures.py", "DPI = 100", "DPI = 90")],
+        {"fgsm_sweep", "targeted_sweep", "ood_eval", "audit"},
+    ),
+    "a data set's reader": ([(f"{COMMON}/datasets/noise.py", "COUNT = 500", "COUNT = 400")], {"prepare"}),
+    "class names": ([(f"{COMMON}/class_names.py", '"truck"', '"lorry"')], {"prepare"}),
+    "the loop": (
+        [(f"{COMMON}/training/loop.py", "EARLY_SHARE = 0.5", "EARLY_SHARE = 0.4")],
+        {"train_standard", "train_robust"},
+    ),
+    "a new file in a folder": ([(f"{COMMON}/audit/new.py", None, "NEW = 1\n")], {"audit"}),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_makes_stale_what_depends_on_it_and_nothing_else(clone, edit):
+    changes, expected = EDITS[edit]
+    before = {name: (clone / name).read_text() if old else None for name, old, _ in changes}
+    try:
+        for name, old, new in changes:
+            path = clone / name
+            if old is not None:
+                assert path.read_text().count(old) >= 1, f"{name} does not hold {old!r}"
+            path.write_text(new if old is None else path.read_text().replace(old, new))
+        assert set(json.loads(call(clone, "dvc", "status", "--json").stdout)) == expected
+    finally:
+        for name, text in before.items():
+            (clone / name).unlink() if text is None else (clone / name).write_text(text)
 
 
 def test_every_plot_is_drawn(clone, monkeypatch):

@@ -1,4 +1,4 @@
-"""README says what is so: its figures are the committed ones, its files, targets and parameters exist."""
+"""README and docs/ say what is so: figures are the committed ones; files, targets and parameters exist."""
 
 import json
 import re
@@ -13,6 +13,8 @@ from scripts import detection, headline, summary, verdicts
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+EVERYTHING = "\n".join(PAGES.values())
 
 
 def test_the_table_is_what_the_command_prints(monkeypatch):
@@ -38,7 +40,8 @@ def test_the_ood_tables_are_what_the_command_prints(monkeypatch):
 
 def test_the_headline_is_what_the_command_prints(monkeypatch):
     monkeypatch.chdir(ROOT)
-    shown = re.search(r"<!-- headline: python -m scripts.headline -->\n(.*?)\n<!-- /headline -->", README, re.S)
+    mark = r"<!-- headline: python -m scripts.headline -->\n(.*?)\n<!-- /headline -->"
+    shown = re.search(mark, PAGES["study.md"], re.S)
     kept = json.loads(headline.KEPT.read_text())
     assert shown and shown[1].strip() == headline.table(kept, headline.figures_of(None))
 
@@ -58,10 +61,10 @@ def test_links_lead_somewhere():
 
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"`?make ([a-z]+)", README)) <= targets
+    assert set(re.findall(r"(?:`|^)make ([a-z]+)", EVERYTHING, re.M)) <= targets
 
 
-@pytest.mark.parametrize("key", sorted(set(re.findall(r"-S '?([\w.]+)=", README))))
+@pytest.mark.parametrize("key", sorted(set(re.findall(r"-S '?([\w.]+)=", EVERYTHING))))
 def test_parameters_to_turn_exist(key):
     section = yaml.safe_load((ROOT / "params.yaml").read_text())
     for part in key.split("."):

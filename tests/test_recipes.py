@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -52,14 +53,18 @@ def clone(finished, tmp_path):
 
 
 def run(recipe, folder):
-    """Apply the recipe and run its command, then what it leaves must pass the linter too."""
+    """Apply the recipe and run its commands; what it leaves must pass the linter, its deps be as its imports say."""
     apply(recipe, folder)
-    (command,) = re.findall(r"^```sh\n(.*?)\n```$", recipe, re.M | re.S)
+    (commands,) = re.findall(r"^```sh\n(.*?)\n```$", recipe, re.M | re.S)
+    *before, last = commands.splitlines()
+    for command in before:
+        call(folder, *command.split())
+    call(folder, sys.executable, "-m", "scripts.deps", "--check")
     call(folder, "git", "add", "-A")
     call(folder, "git", "commit", "-qm", "recipe")
     call(folder, "ruff", "check", "--quiet", ".")
     call(folder, "ruff", "format", "--check", "--quiet", "stages")
-    return call(folder, *command.split())
+    return call(folder, *last.split())
 
 
 def metrics(folder, name):

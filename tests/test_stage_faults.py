@@ -32,7 +32,8 @@ def project(tmp_path):
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content["dataset"] = "digits"
     content["models"]["whitened_cnn"]["widths"] = [8, 8]
-    content["datasets"]["digits"]["training"] |= {"epochs_standard": 12, "epochs_robust": 12}
+    for name in ("standard", "robust"):
+        content["datasets"]["digits"][f"train_{name}"]["epochs"] = 12
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     return tmp_path
 
@@ -95,7 +96,7 @@ def test_checkpoints_of_another_kind_are_refused(project):
     for name in ("standard", "robust"):
         model = models.build("simple_cnn", channels=3, classes=["cat", "dog"])
         path = project / artifacts.CHECKPOINTS / f"{name}.pt"
-        artifacts.write_checkpoint(path, models.checkpoint(model, name="simple_cnn", options={}))
+        artifacts.write_checkpoint(path, models.checkpoint(model))
     for stage in ("fgsm_sweep", "targeted_sweep", "ood_eval", "audit"):
         refused(run(stage, project), "standard.pt", "another data set")
     content = artifacts.read_checkpoint(project / artifacts.CHECKPOINTS / "standard.pt")
@@ -110,7 +111,7 @@ def test_checkpoints_of_another_kind_are_refused(project):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("name", ["standard", "robust"])
 def test_a_killed_training_goes_on_to_the_same_bytes(project, name, number):
-    longer = (project / "params.yaml").read_text().replace(f"epochs_{name}: 12", f"epochs_{name}: 30")
+    longer = (project / "params.yaml").read_text().replace("epochs: 12", "epochs: 30")
     (project / "params.yaml").write_text(longer)  # so that it is still at work when the signal comes
     assert run("prepare", project)[0] == 0
     whole = project.parent / f"{project.name}-whole"

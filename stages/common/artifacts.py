@@ -5,15 +5,17 @@ times, no paths, no hostnames. That is what keeps `dvc.lock` and the committed f
 """
 
 import errno
+import glob
 import io
 import json
 import math
 import os
-import tempfile
+import sys
+import tokenize
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -29,28 +31,48 @@ PLOTS = Path("plots")
 IMAGES = PLOTS / "images"
 PREPARED = Path("data/prepared")
 CHECKPOINTS = Path("data/checkpoints")
+ZIP_HEADER = 30  # bytes of a zip member's own header, before its name
+MODELS = ("standard", "robust")  # the two that are compared: names of checkpoints, keys of metrics, series of plots
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write `content` to `path` atomically: a crash or a full disk leaves the old file, or none, never half of one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    _sweep(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes private files; artifacts are shared like any other
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{path}: the disk is full, nothing was written; free some space and run again") from None
         raise
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Delete what processes that were killed while they wrote `path` have left beside it."""
+    for stray in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        writer = stray.name.rsplit(".", 1)[-1]
+        if writer.isdecimal() and int(writer) != os.getpid() and not _runs(int(writer)):
+            stray.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    if sys.platform == "win32":
+        return True  # os.kill would end it there; strays stay
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
 
 
 def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:
@@ -73,9 +95,11 @@ def _rounded(value: Any, where: str) -> Any:
     return int(value) if isinstance(value, (bool, np.bool_, np.integer)) else value
 
 
-def write_table(path: str | Path, columns: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, places: int = 6) -> None:
-    """Write columns of equal length, or rows, as CSV with LF line ends and floats rounded to `places`."""
-    frame = pd.DataFrame(columns).round(places)
+def write_table(
+    path: str | Path, table: pd.DataFrame | Mapping[str, Any] | Sequence[Mapping[str, Any]], *, places: int = 6
+) -> None:
+    """Write a table, columns of equal length, or rows, as CSV with LF line ends and floats rounded to `places`."""
+    frame = pd.DataFrame(table).round(places)
     write_bytes(path, frame.to_csv(index=False, lineterminator="\n").encode())
 
 
@@ -89,17 +113,47 @@ def write_figure(path: str | Path, figure: "Figure") -> None:
 def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
     """Write named arrays as an uncompressed .npz (numpy dates its members 1980, so equal arrays give equal bytes)."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, allow_pickle=False, **arrays)
     write_bytes(path, buffer.getvalue())
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Read what `write_arrays` wrote. Raises UserError for a missing or damaged file; never unpickles."""
+    """What `write_arrays` wrote, as maps of the file: pages are read when they are looked at, and written to never
+    (a change stays in memory). Raises UserError for a missing or damaged file; never unpickles.
+    """
+    path = _present(path)
     try:
-        with np.load(_present(path), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, KeyError, OSError) as error:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            return {info.filename.removesuffix(".npy"): _mapped(path, file, info) for info in archive.infolist()}
+    except (
+        zipfile.BadZipFile,
+        tokenize.TokenError,
+        NotImplementedError,
+        ValueError,
+        LookupError,
+        EOFError,
+        OSError,
+    ) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and run `dvc repro`") from None
+
+
+def _mapped(path: Path, file: BinaryIO, member: zipfile.ZipInfo) -> np.ndarray:
+    """One array of an uncompressed archive. Its bytes lie behind the member's own header and numpy's."""
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{member.filename} is compressed")
+    file.seek(member.header_offset)
+    header = file.read(ZIP_HEADER)
+    name_length, extra_length = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+    file.seek(member.header_offset + ZIP_HEADER + name_length + extra_length)
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject or fortran:
+        raise ValueError(f"{member.filename} holds {'objects' if dtype.hasobject else 'another order'}")
+    if math.prod(shape) == 0:  # nothing to map
+        return np.empty(shape, dtype)
+    mapped = np.memmap(path, dtype, mode="c", offset=file.tell(), shape=shape)
+    return mapped if dtype.itemsize == 1 else np.array(mapped)  # wider numbers would not be aligned
 
 
 def write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:

@@ -5,55 +5,47 @@ classes, or with `targeted=True` the classes to be predicted; `eps` is the large
 model is attacked in eval mode and is given back as it came: weights, buffers, gradients and mode untouched.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.common.models import frozen
 
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Hold `model` in eval mode with gradients for the input alone; put every flag back at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        model.eval()
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in wanted:
-            parameter.requires_grad_(flag)
+EIGHT = 8 / 255  # the L-infinity budget of most published CIFAR-10 figures
+Uphill = Callable[[Tensor], Tensor]  # images -> a new tensor of their shape, the gradient of what is climbed
 
 
-def _check(images: Tensor, labels: Tensor, eps: float) -> None:
+def check(images: Tensor, labels: Tensor, eps: float) -> None:
+    """What every attack asks of its arguments. Raises ValueError that says what was given and what is wanted."""
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(f"images must be float (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
     if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64 ({len(images)},), got {labels.dtype} {tuple(labels.shape)}")
-    if len(images) and (images.amin() < 0 or images.amax() > 1):
+    if len(images) and not (images.amin() >= 0 and images.amax() <= 1):  # NaN is outside too
         low, high = float(images.amin()), float(images.amax())
         raise ValueError(f"pixels must lie in [0, 1], got [{low:.3g}, {high:.3g}]: attack images before normalisation")
     if not 0 <= eps <= 1:
         raise ValueError(f"eps must lie in [0, 1], got {eps}")
 
 
-def input_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Gradient (N, C, H, W) of the summed cross-entropy to the images: each image's own, whatever the batch.
+def gradient(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Gradient (N, C, H, W) of the summed `function(images)`, (N,): each image's own, whatever the batch.
 
     In float32 even inside a caller's autocast: in half precision small gradients round to 0, and their signs are lost.
     """
     with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
         images = images.detach().requires_grad_(True)
-        loss = F.cross_entropy(model(images), labels, reduction="sum")
-        return torch.autograd.grad(loss, images)[0]
+        return torch.autograd.grad(function(images).sum(), images)[0]
 
 
-def _step(images: Tensor, direction: Tensor, eps: float, targeted: bool) -> Tensor:
+def input_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Gradient (N, C, H, W) of the cross-entropy to the images."""
+    return gradient(lambda x: F.cross_entropy(model(x), labels, reduction="none"), images)
+
+
+def step(images: Tensor, direction: Tensor, eps: float, targeted: bool) -> Tensor:
     """The mathematics of FGSM: up the loss of the true class, or down that of the target, and back into [0, 1]."""
     return (images + (-eps if targeted else eps) * direction).clamp_(0, 1)
 
@@ -64,9 +56,9 @@ def fgsm(model: nn.Module, images: Tensor, labels: Tensor, eps: float, *, target
     Targeted (Kurakin 2017) it *descends* the loss of the target instead: clamp(x - eps sign(grad L(x, target)), 0, 1).
     Returns images of the same shape. Raises ValueError for pixels outside [0, 1], other shapes, eps outside [0, 1].
     """
-    _check(images, labels, eps)
+    check(images, labels, eps)
     with frozen(model):
-        return _step(images, input_gradient(model, images, labels).sign_(), eps, targeted)
+        return step(images, input_gradient(model, images, labels).sign_(), eps, targeted)
 
 
 def fgsm_sweep(
@@ -78,11 +70,11 @@ def fgsm_sweep(
     and k + 1 forward passes, where a loop over `fgsm` costs k and 2 k. The predictions are those of that loop.
     """
     for eps in epsilons:
-        _check(images, labels, eps)
+        check(images, labels, eps)
     with frozen(model):
         direction = input_gradient(model, images, labels).sign_()
         with torch.no_grad():
-            return torch.stack([model(_step(images, direction, eps, targeted)).argmax(1) for eps in epsilons])
+            return torch.stack([model(step(images, direction, eps, targeted)).argmax(1) for eps in epsilons])
 
 
 def worst_case(correct: Tensor) -> Tensor:
@@ -111,38 +103,54 @@ def pgd(
     round `images` and to [0, 1]. The start comes from `generator` (on the images' device), or torch's own.
     Raises ValueError as `fgsm` does, and for steps < 1.
     """
-    _check(images, labels, eps)
+    check(images, labels, eps)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
 
     def uphill(attacked: Tensor) -> Tensor:
-        gradient = input_gradient(model, attacked, labels)
-        return gradient.neg_() if targeted else gradient
+        slope = input_gradient(model, attacked, labels)
+        return slope.neg_() if targeted else slope
 
+    ball = Linf(images, eps)
+    sizes = constant(ball, steps) if step_size is None else [step_size] * steps
     with frozen(model):
-        return ascend(uphill, images, eps, steps=steps, step_size=step_size, generator=generator)
+        return ascend(uphill, ball, sizes, generator=generator)
+
+
+class Linf:
+    """The images within eps of `images` in every pixel, and in [0, 1]: where to start, how to step, where to stay.
+
+    `eps` is one budget, or one for each image, (N,).
+    """
+
+    def __init__(self, images: Tensor, eps: float | Tensor):
+        self.images = images
+        self.reach = eps.view(-1, 1, 1, 1) if isinstance(eps, Tensor) else eps
+        self.low, self.high = (images - self.reach).clamp_(0, 1), (images + self.reach).clamp_(0, 1)
+
+    def start(self, generator: torch.Generator | None) -> Tensor:
+        """A uniformly random point, in channels_last."""
+        noise = torch.rand(self.images.shape, generator=generator, device=self.images.device, dtype=self.images.dtype)
+        started = torch.clamp(self.images + (2 * noise - 1) * self.reach, self.low, self.high)
+        return started.contiguous(memory_format=torch.channels_last)
+
+    def step(self, attacked: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
+        """`size` along the sign of `gradient`, which is the way up that gains most, and back into the ball."""
+        return torch.clamp(attacked + size * gradient.sign_(), self.low, self.high)
+
+
+def constant(ball: Linf, steps: int) -> list[float | Tensor]:
+    """The step sizes of PGD: 2.5 eps / steps, every time (Madry 2018)."""
+    return [2.5 * ball.reach / steps] * steps
 
 
 def ascend(
-    gradient: Callable[[Tensor], Tensor],
-    images: Tensor,
-    eps: float | Tensor,
-    *,
-    steps: int,
-    step_size: float | None = None,
-    generator: torch.Generator | None = None,
+    uphill: Uphill, ball: Linf, sizes: Iterable[float | Tensor], *, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The mathematics of PGD, up whatever `gradient` (images -> a new tensor of their shape) is the gradient of.
-
-    `eps` is one budget, or one for each image, (N,). Start, steps and projection are those of `pgd`.
-    """
-    reach = eps.view(-1, 1, 1, 1) if isinstance(eps, Tensor) else eps
-    step = 2.5 * reach / steps if step_size is None else step_size
-    low, high = (images - reach).clamp_(0, 1), (images + reach).clamp_(0, 1)
-    start = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-    attacked = torch.clamp(images + (2 * start - 1) * reach, low, high).contiguous(memory_format=torch.channels_last)
-    for _ in range(steps):
-        attacked = torch.clamp(attacked + step * gradient(attacked).sign_(), low, high)
+    """The mathematics of every iterated attack: from a random start, steps of `sizes` along `uphill` within `ball`."""
+    attacked = ball.start(generator)
+    for size in sizes:
+        attacked = ball.step(attacked, uphill(attacked), size)
     return attacked
 
 
@@ -152,30 +160,7 @@ def sign_noise(images: Tensor, eps: float, *, generator: torch.Generator | None 
     return (images + eps * (2 * signs - 1)).clamp_(0, 1)
 
 
-def training_example(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    eps: float,
-    *,
-    attack: str,
-    noise: float,
-    generator: torch.Generator,
-) -> Tensor:
-    """One-step adversarial examples for training, at the price of a single extra pass.
-
-    attack: `fgsm` (Goodfellow 2015), from the image itself; `rs-fgsm` (Wong 2020), from x + U(-eps, eps), a step of
-    1.25 eps, projected to the ball; `n-fgsm` (de Jorge 2022), from x + U(-noise eps, noise eps), a step of eps, not
-    projected: the noise is kept, which is what prevents catastrophic overfitting. All are clamped to [0, 1].
-    """
-    with frozen(model):
-        if attack == "fgsm":
-            return _step(images, input_gradient(model, images, labels).sign_(), eps, False)
-        reach = noise * eps if attack == "n-fgsm" else eps
-        start = torch.rand(images.shape, generator=generator, dtype=images.dtype).to(images.device)
-        noisy = (images + (2 * start - 1) * reach).contiguous(memory_format=torch.channels_last)
-        if attack == "n-fgsm":
-            return _step(noisy, input_gradient(model, noisy, labels).sign_(), eps, False)
-        noisy = noisy.clamp_(0, 1)
-        attacked = _step(noisy, input_gradient(model, noisy, labels).sign_(), 1.25 * eps, False)
-        return torch.clamp(attacked, images - eps, images + eps)
+def withstood(model: nn.Module, attacked: Tensor, labels: Tensor) -> Tensor:
+    """Which of the images `attacked` the model classifies as `labels`: bool (N,) on the CPU."""
+    with frozen(model), torch.no_grad():
+        return (model(attacked.contiguous(memory_format=torch.channels_last)).argmax(1) == labels).cpu()

@@ -1,103 +1,57 @@
-"""A classifier, clean and under attack, on a whole prepared set: which predictions it makes, which images survive.
+"""A classifier on whole sets of clean images: what it takes them for, and how often it is right.
 
-Images and results are on the CPU; batches go to `device` and back. Labels are int64 (N,), budgets pixels of [0, 1].
+Images and results are on the CPU; batches go to where the model is, and come back.
 """
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stages.common import artifacts, attacks, images, models
+from stages.common import artifacts, device, images, models
 from stages.common.errors import UserError
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
 
 
-def load_both(image_set: ImageSet, device: torch.device | str = "cpu") -> dict[str, Classifier]:
-    """The standard and the robust model, by these names, in eval mode on `device`.
+def load_both(image_set: ImageSet, where: torch.device) -> dict[str, Classifier]:
+    """The standard and the robust model, by these names, in eval mode on the device `where`.
 
     Raises UserError as `models.load_checkpoint` does, and when a model has learnt other classes than `image_set` has.
     """
     both = {}
-    for name in ("standard", "robust"):
+    for name in artifacts.MODELS:
         path = artifacts.CHECKPOINTS / f"{name}.pt"
         model = models.load_checkpoint(path)
         if model.classes != image_set.classes or len(model.normalize.mean) != image_set.images.shape[1]:
             raise UserError(f"{path} has learnt another data set than data/prepared holds; run `dvc repro`")
-        both[name] = model.to(device)
+        both[name] = model.to(where)
     return both
 
 
-def accuracy(model: Classifier, image_set: ImageSet, *, device: torch.device | str = "cpu") -> float:
-    """The share of `image_set` that `model` classifies correctly, in [0, 1]."""
-    predicted = images.predictions(model, image_set.images, device=device, description="evaluate")
-    return float((predicted == image_set.labels).double().mean())
-
-
-def fgsm_predictions(
-    model: Classifier,
-    image_set: ImageSet,
-    epsilons: Sequence[float],
-    *,
-    target: int | None = None,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Predictions int64 (len(epsilons), N) under FGSM at each budget, away from the labels or to class `target`."""
-    labels = image_set.labels if target is None else torch.full_like(image_set.labels, target)
-    predicted = torch.empty(len(epsilons), len(image_set), dtype=torch.int64)
-    for part, x, y in images.batches(image_set.images, labels, device=device, description="FGSM"):
-        predicted[:, part] = attacks.fgsm_sweep(model, x, y, epsilons, targeted=target is not None).cpu()
+def predictions(model: nn.Module, pixels: Tensor, *, description: str = "predict") -> Tensor:
+    """Predicted labels int64 (N,) of uint8 images (N, C, H, W)."""
+    predicted = torch.empty(len(pixels), dtype=torch.int64)
+    with models.frozen(model), torch.no_grad():
+        for part, batch in images.batches(pixels, device=device.of(model), description=description):
+            predicted[part] = model(batch).argmax(1).cpu()
     return predicted
 
 
-def pgd_correct(
-    model: Classifier,
-    image_set: ImageSet,
-    eps: float,
-    *,
-    steps: int,
-    seed: int,
-    device: torch.device | str = "cpu",
-    description: str = "PGD",
-) -> Tensor:
-    """Which images are still classified correctly under PGD at `eps`: bool (N,)."""
-    generator = torch.Generator(device).manual_seed(seed)
-    correct = torch.empty(len(image_set), dtype=torch.bool)
-    for part, x, y in images.batches(image_set.images, image_set.labels, device=device, description=description):
-        attacked = attacks.pgd(model, x, y, eps, steps=steps, generator=generator)
-        with torch.no_grad():
-            correct[part] = (model(attacked).argmax(1) == y).cpu()
-    return correct
+def accuracy(model: nn.Module, image_set: ImageSet) -> float:
+    """The share of `image_set` that `model` classifies correctly, in [0, 1]."""
+    return accuracies(model, image_set)[0]
 
 
-def pgd_survivors(
-    model: Classifier,
-    image_set: ImageSet,
-    epsilons: Sequence[float],
-    *,
-    steps: int,
-    seed: int,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Which images survive PGD at each budget and at all smaller ones: bool (len(epsilons), N), budgets ascending.
+def accuracies(model: nn.Module, image_set: ImageSet) -> tuple[float, float]:
+    """Accuracy and balanced accuracy, the mean over the classes of each one's accuracy: both in [0, 1].
 
-    What a small budget breaks, a larger one breaks too: only the survivors are attacked again, so a sweep over a model
-    with no robustness costs little more than its first budget.
+    They differ where classes differ in size: answering the largest class always gives `chance` and 1 / K.
     """
-    survive = torch.empty(len(epsilons), len(image_set), dtype=torch.bool)
-    alive = images.predictions(model, image_set.images, device=device) == image_set.labels
-    for row, eps in enumerate(epsilons):
-        attacked = alive.nonzero().squeeze(1)
-        if eps > 0 and len(attacked):
-            alive[attacked] = pgd_correct(
-                model,
-                image_set.take(attacked),
-                eps,
-                steps=steps,
-                seed=seed,
-                device=device,
-                description=f"PGD at {eps:.3g}",
-            )
-        survive[row] = alive
-    return survive
+    right = (predictions(model, image_set.images, description="evaluate") == image_set.labels).double()
+    sizes = image_set.labels.bincount()
+    by_class = image_set.labels.bincount(weights=right)[sizes > 0] / sizes[sizes > 0]
+    return float(right.mean()), float(by_class.mean())
+
+
+def chance(labels: Tensor) -> float:
+    """The accuracy of answering the commonest of `labels` always, in (0, 1]: what has to be beaten."""
+    return float(labels.bincount().max()) / len(labels)

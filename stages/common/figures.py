@@ -3,7 +3,7 @@
 Colours are of Okabe and Ito's palette, which colour-blind readers can tell apart.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from stages.common import attacks, images
+from stages.common import attacks, device, images
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
 
@@ -69,11 +69,11 @@ def attack_grid(
     *,
     name: str,
     columns: int = 10,
-    device: torch.device | str = "cpu",
 ) -> Figure:
     """The same images clean and under FGSM at each budget, one row per budget, with true and predicted names."""
-    chosen = image_set.take(images.first_per_class(image_set.labels, columns))
-    x, y = images.to_float(chosen.images, device), chosen.labels.to(device)
+    chosen = image_set.take(images.sample(image_set.labels, columns))
+    where = device.of(model)
+    x, y = images.to_float(chosen.images, where), chosen.labels.to(where)
     rows = {"clean": x} | {f"eps {eps:.3g}": attacks.fgsm(model, x, y, eps) for eps in epsilons}
     figure = _grid_figure(f"FGSM on the {name} model: true name, predicted name", len(rows), len(chosen))
     for axes, (label, batch) in zip(figure.subplots(len(rows), len(chosen), squeeze=False), rows.items(), strict=True):
@@ -113,7 +113,6 @@ def targeted_grids(
     *,
     columns: int = 9,
     rows: int = 2,
-    device: torch.device | str = "cpu",
 ) -> dict[str, Figure]:
     """Images of other classes than `target`, before and after FGSM towards it, as each model sees them.
 
@@ -121,8 +120,9 @@ def targeted_grids(
     the three grids of the reproduced study; attacked_robust is the robust model attacked itself.
     """
     others = image_set.take((image_set.labels != target).nonzero().squeeze(1))
-    chosen = others.take(images.first_per_class(others.labels, columns * rows))
-    x, y = images.to_float(chosen.images, device), chosen.labels.to(device)
+    chosen = others.take(images.sample(others.labels, columns * rows))
+    where = device.of(standard)
+    x, y = images.to_float(chosen.images, where), chosen.labels.to(where)
     goal = torch.full_like(y, target)
     on_standard, on_robust = (attacks.fgsm(model, x, goal, eps, targeted=True) for model in (standard, robust))
     wanted = f"towards {image_set.classes[target]}, eps {eps:.3g}"
@@ -148,12 +148,12 @@ def _predict(model: Classifier, batch: Tensor) -> Tensor:
 
 def _grid_figure(title: str, rows: int, columns: int) -> Figure:
     figure = Figure(figsize=(1.05 * columns + 0.4, 1.4 * rows + 0.4), dpi=DPI, layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)  # a class may be called $5
     return figure
 
 
 def _draw_row(
-    row: Sequence[Axes],
+    row: Iterable[Axes],
     batch: Tensor,
     labels: Tensor,
     predicted: Tensor,
@@ -168,9 +168,9 @@ def _draw_row(
         axes.set_frame_on(False)
     for axes, image, label, guess in zip(row, batch.cpu(), labels.tolist(), predicted.tolist(), strict=False):
         axes.imshow(image.permute(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(classes[label], fontsize=8, pad=2)
+        axes.set_title(classes[label], fontsize=8, pad=2, parse_math=False)
         colour = HIT if guess == target else RIGHT if guess == label else WRONG
-        axes.set_xlabel(classes[guess], fontsize=8, labelpad=2, color=colour, fontweight="bold")
+        axes.set_xlabel(classes[guess], fontsize=8, labelpad=2, color=colour, fontweight="bold", parse_math=False)
 
 
 def loss_surfaces(surfaces: Mapping[str, Tensor], reaches: Sequence[float]) -> Figure:

@@ -1,0 +1,310 @@
+"""DVC's plot templates, the Vega-Lite of .dvc/plots, from one short description each.
+
+    python -m scripts.templates             # write them all
+    python -m scripts.templates --check     # write nothing; exit with 1 and name those that are stale
+
+A template has the name of the table that it draws, plots/NAME.csv; a second picture of a table has a name of its own.
+It holds the fields, titles and marks, so a plot in dvc.yaml names its template and nothing else. DVC puts the table's
+rows in place of <DVC_METRIC_DATA>: every column, as text, and `rev`, the revision that the row is from.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stages.common.artifacts import MODELS
+
+Spec = dict[str, Any]  # Vega-Lite, or a part of it
+Specs = Sequence[Spec]
+
+FOLDER = Path(__file__).parents[1] / ".dvc/plots"
+
+# Okabe and Ito's colours, which every kind of colour vision tells apart.
+BLUE, SKY, GREEN, ORANGE, VERMILION, GREY = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#999999"
+
+
+def word(field: str, title: str | None = None, **more: Any) -> Spec:
+    return {"field": field, "type": "nominal", "title": title or field, **more}
+
+
+def number(field: str, title: str | None = None, **more: Any) -> Spec:
+    return word(field, title, **more) | {"type": "quantitative"}
+
+
+def share(field: str, title: str | None = None) -> Spec:
+    return number(field, title, scale={"domain": [0, 1], "nice": False})
+
+
+def coloured(field: str, colours: dict[str, str], title: str | None = None) -> Spec:
+    """A field with a colour for each of its words, in the legend's order."""
+    return word(field, title, scale={"domain": list(colours), "range": list(colours.values())})
+
+
+def panel(field: str, *order: str, **more: Any) -> Spec:
+    """A panel for each word of a field, with the word above it."""
+    return word(field, sort=order or "ascending", **more) | {"title": None}
+
+
+EXTENT = {"zero": False, "nice": False}
+STROKES = {"symbolType": "stroke", "symbolStrokeWidth": 2, "symbolStrokeColor": "black"}
+STROKES |= {"symbolFillColor": "transparent"}  # without it the legend of points on lines has no strokes
+EPS = number("eps", "eps (pixels in [0, 1])", scale=EXTENT)
+MODEL = coloured("model", {"standard": BLUE, "robust": VERMILION})
+REVISION = word("rev", "revision", legend=STROKES)
+ATTACK = word("attack", scale={"domain": ["FGSM", "PGD"], "range": [[1, 0], [5, 4]]}, legend=STROKES)
+SCORE = word("score", scale={"scheme": "tableau20"})
+AUROC = share("auroc", "AUROC")
+INTERVAL = (number("auroc_low", "at least"), number("auroc_high", "at most"))
+
+
+def template(title: str, **body: Any) -> Spec:
+    head = {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", "data": {"values": "<DVC_METRIC_DATA>"}}
+    return {**head, "title": {"text": title, "anchor": "middle"}, **body}
+
+
+def encoded(*also: Spec, **channels: Spec) -> Spec:
+    """Channels, and a tooltip that tells each of their fields, `also` and the revision."""
+    format_of = {"nominal": {}, "quantitative": {"format": ".4~f"}}
+    fields = {field["field"]: field for field in (*channels.values(), *also, REVISION) if "type" in field}
+    told = [word(name, field["title"], type=field["type"]) | format_of[field["type"]] for name, field in fields.items()]
+    return channels | {"tooltip": told}
+
+
+def lines(
+    title: str, y: Spec, hue: Spec, dash: Spec = REVISION, x: Spec = EPS, rows: Specs = (), also: Specs = (), **by: Spec
+) -> Spec:
+    """A line for each colour and dash, in small panels `by` fields; a panel for each revision if the dash is not it."""
+    width, height, size = (200, 150, 30) if by else (420, 280, 35)
+    panels = by or ({} if dash is REVISION else {"column": panel("rev")})
+    encoding = encoded(*also, color=hue, strokeDash=dash, x=x, y=y, **panels)
+    mark = {"type": "line", "point": {"size": size}}
+    return template(title, width=width, height=height, transform=rows, mark=mark, encoding=encoding)
+
+
+def both(*columns: str) -> dict[str, str]:
+    """The columns of each model, such as {}_pgd, and the model."""
+    return {column.format(model): model for model in MODELS for column in columns}
+
+
+def of_columns(
+    title: str, words: dict[str, str], y: str = "test accuracy", hue: Spec = MODEL, dash: Spec = REVISION, **more: Any
+) -> Spec:
+    """A line for each of these columns, in the colour of its word."""
+    rows: list[Spec] = [
+        {"fold": list(words), "as": ["column", "raw"]},
+        {"filter": "isValid(datum.raw) && datum.raw !== ''"},
+        {"calculate": "toNumber(datum.raw)", "as": "value"},
+        {"calculate": f"({json.dumps(words)})[datum.column]", "as": hue["field"]},
+    ]
+    if dash is ATTACK:
+        rows.append({"calculate": "indexof(datum.column, '_pgd') < 0 ? 'FGSM' : 'PGD'", "as": "attack"})
+    return lines(title, share("value", y), hue, dash, rows=rows, **more)
+
+
+def banded(title: str, y: Spec, low: Spec, high: Spec, also: Specs) -> Spec:
+    """Lines over eps for each model and attack, with a band about each from `low` to `high`."""
+    numbers = [{"calculate": f"toNumber(datum.{f['field']})", "as": f["field"]} for f in (EPS, y, low, high)]
+    band = {"y": y | {"field": low["field"]}, "y2": {"field": high["field"]}, "detail": word("attack")}
+    area = {"mark": {"type": "area", "opacity": 0.2, "clip": True}, "encoding": band}
+    line = {"mark": {"type": "line", "point": {"size": 35}}, "encoding": {"y": y, "strokeDash": ATTACK}}
+    encoding = encoded(ATTACK, *also, y, low, high, color=MODEL, x=EPS)
+    return template(title, width=420, height=280, transform=numbers, encoding=encoding, layer=[area, line])
+
+
+def curves(title: str, hue: Spec, side: int, x: Spec, y: Spec, area: str, align: str, under: Specs) -> Spec:
+    """A curve for each colour, in a square; its name and the area under it stand at the foot, the largest on top."""
+    field, unnamed = hue["field"], hue | {"legend": None}
+    label = f"datum.{field} + '  ' + format(datum.area, '.3f') + (datum.revisions > 1 ? '  ' + datum.rev : '')"
+    window = [{"op": "row_number", "as": "place"}, {"op": "count", "as": "all"}]
+    rows: list[Spec] = [
+        {"aggregate": [{"op": "max", "field": "area", "as": "area"}], "groupby": [field, "rev"]},
+        {"joinaggregate": [{"op": "distinct", "field": "rev", "as": "revisions"}]},
+        {"window": window, "sort": [{"field": "area", "order": "ascending"}], "frame": [None, None]},
+        {"calculate": label, "as": "label"},
+        {"calculate": "0.025 + (datum.place - 1) * min(0.04, 0.95 / datum.all)", "as": "height"},
+    ]
+    place = {"x": {"datum": 0.985 if align == "right" else 0.015}, "y": {"field": "height", "type": "quantitative"}}
+    drawn = encoded(number("area", area), color=unnamed, strokeDash=REVISION, x=x, y=y, order={"value": None})
+    curve = {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": drawn}
+    text, named = {"type": "text", "align": align, "fontSize": 10}, {"text": {"field": "label"}, "color": unnamed}
+    names = {"transform": rows, "mark": text, "encoding": place | named}
+    return template(title, width=side, height=side, layer=[curve, *under, names])
+
+
+def cells(title: str, x: Spec, y: Spec, hue: Spec, text: Spec, step: int, also: Specs, **by: Spec) -> Spec:
+    """A table of coloured cells with text in them, once for each panel."""
+    encoding = encoded(hue, *also, y=y | {"title": None, "sort": None}, x=x | {"title": None})
+    cell = {"mark": {"type": "rect", "stroke": "white", "strokeWidth": 2}, "encoding": {"color": hue}}
+    layer = [cell, {"mark": {"type": "text", "fontSize": 11}, "encoding": text}]
+    size = {"width": {"step": step}, "height": {"step": 18}}
+    return template(title, facet=by, spec={**size, "encoding": encoding, "layer": layer})
+
+
+def histograms(title: str) -> Spec:
+    """The confidence in ID and in OOD images, a panel with axes of its own for each score."""
+    x, y = number("confidence", scale=EXTENT), number("share", "share of the set", stack=None)
+    hue = coloured("set", {"ID": BLUE, "OOD": ORANGE}, "images")
+    encoding = encoded(color=hue, x=x, y=y, detail={"field": "rev"})
+    area = {"mark": {"type": "area", "interpolate": "step", "opacity": 0.4}}
+    outline = {"mark": {"type": "line", "interpolate": "step", "strokeWidth": 1.5}}
+    layer = [area, outline | {"encoding": {"strokeDash": REVISION}}]
+    spec = {"width": 170, "height": 110, "encoding": encoding, "layer": layer}
+    resolve = {"scale": {"x": "independent", "y": "independent"}}
+    return template(title, facet=panel("score"), columns=4, resolve=resolve, spec=spec)
+
+
+def dots(title: str, x: Spec, y: Spec, hue: Spec, rows: Specs, also: Specs) -> Spec:
+    """A row of dots for each word of y; a dot's shape tells the revision."""
+    y = y | {"title": None, "axis": {"grid": True}}
+    encoding = encoded(*also, y=y, color=hue, shape=word("rev", "revision"), x=x)
+    mark = {"type": "point", "filled": True, "size": 70}
+    return template(title, width=340, height={"step": 22}, transform=rows, mark=mark, encoding=encoding)
+
+
+EPOCHS: Spec = {"x": number("epoch", scale=EXTENT, axis={"tickMinStep": 1}), "also": [number("loss")]}
+TRAINED = {"train_accuracy": "training batches", "val_accuracy": "validation"}
+ATTACKED = {"val_fgsm": "validation, FGSM", "val_pgd": "validation, PGD"}
+TRAINING = dict(zip([*TRAINED.values(), *ATTACKED.values()], [GREY, BLUE, ORANGE, VERMILION], strict=True))
+IMAGES = coloured("images", TRAINING, "accuracy on")
+AUDITED = coloured(
+    "attack", {"noise": GREY, "transfer": GREEN, "FGSM": SKY, "FGSM, worst case": BLUE, "PGD": VERMILION}
+)
+VERDICTS = {"pass": "#CDE9DF", "warn": "#F5DDA6", "FAIL": "#E8A27C", "n/a": GREY}  # green, orange, vermilion; but light
+WHITE_ON_DARK = {"condition": {"test": "datum.auroc > 0.8", "value": "black"}, "value": "white"}
+CHANCE: Spec = {
+    "data": {"values": [{"a": 0, "b": 0}, {"a": 1, "b": 1}]},
+    "mark": {"type": "line", "color": GREY, "strokeDash": [2, 3]},
+    "encoding": {"x": {"field": "a", "type": "quantitative"}, "y": {"field": "b", "type": "quantitative"}},
+}
+FPR, TPR = share("fpr", "OOD images accepted"), share("tpr", "ID images accepted")
+RECALL = share("recall", "ID images accepted (recall)")
+PRECISION = share("precision", "ID among the accepted (precision)")
+roc = partial(curves, x=FPR, y=TPR, area="AUROC", align="right", under=[CHANCE])
+precision_recall = partial(curves, x=RECALL, y=PRECISION, area="average precision", align="left", under=[])
+
+TEMPLATES: dict[str, Spec] = {
+    "training_standard": of_columns("Training of the standard model", TRAINED, "accuracy", IMAGES, **EPOCHS),
+    "training_robust": of_columns("Training of the robust model", TRAINED | ATTACKED, "accuracy", IMAGES, **EPOCHS),
+    "fgsm_sweep": of_columns("Accuracy under FGSM", both("{}")),
+    "fgsm_pgd": of_columns(
+        "One step against twenty: accuracy under FGSM and under PGD", both("{}", "{}_pgd"), dash=ATTACK
+    ),
+    "targeted_sweep": of_columns(
+        "FGSM towards one class: how often it is hit",
+        both("{}_target_rate"),
+        "share of other images taken for the target",
+    ),
+    "targeted_accuracy": of_columns("Accuracy under FGSM towards one class", both("{}_accuracy")),
+    "roc_max_logit": roc("ROC of max logit: ID against OOD", MODEL, 340),
+    "pr_max_logit": precision_recall("Precision and recall of max logit, ID positive", MODEL, 340),
+    "ood_scores": cells(
+        "AUROC of every score: ID against each OOD set",
+        word("set", "OOD set", sort=["ood"], axis={"labelAngle": 0}),
+        word("score"),
+        number("auroc", "AUROC", scale={"scheme": "viridis", "domain": [0.5, 1], "clamp": True}),
+        {"text": {"field": "auroc", "format": ".3f"}, "color": WHITE_ON_DARK},
+        58,
+        [MODEL, *INTERVAL, number("fpr95", "FPR95")],
+        column=panel("model", *MODELS),
+        row=panel("rev"),
+    ),
+    "ood_classes": dots(
+        "AUROC of max logit against each class of the main OOD set",
+        number("max_logit", "AUROC", scale={"domain": [0.5, 1], "clamp": True}),
+        word("class"),
+        MODEL,
+        [{"filter": "datum.set == 'ood'"}],
+        [
+            word("taken_for", "most often taken for"),
+            number("share", "by this share"),
+            number("knn", "AUROC, KNN"),
+            number("deep_knn_entropy", "AUROC, deep KNN and entropy"),
+        ],
+    ),
+    "ood_attack": lines(
+        "AUROC when both sides are attacked with PGD",
+        AUROC,
+        MODEL,
+        rows=[{"filter": "datum.attack == 'pgd' && datum.side == 'both'"}],
+        also=INTERVAL,
+        facet=panel("score", columns=3),
+    ),
+    "ood_attack_max_logit": lines(
+        "AUROC of max logit under each attack",
+        AUROC,
+        coloured("attack", {"noise": GREY, "fgsm": BLUE, "pgd": VERMILION}),
+        rows=[{"filter": "datum.score == 'max_logit'"}],
+        also=INTERVAL,
+        row=panel("model", *MODELS),
+        column=panel("side", "ID down", "OOD up", "both"),
+    ),
+    "audit_verdicts": cells(
+        "Audit: which figures may be believed",
+        word("model", sort=MODELS, axis={"labelAngle": 0, "orient": "top"}),
+        word("check", axis={"labelLimit": 240}),
+        coloured("verdict", VERDICTS),
+        {"text": {"field": "verdict"}},
+        90,
+        [word("seen"), word("meaning", "so")],
+        column=panel("rev"),
+    ),
+    "smallest_eps": lines(
+        "How small a budget changes the prediction",
+        share("share", "share of images changed"),
+        MODEL,
+        ATTACK,
+        rows=[{"calculate": "upper(datum.attack)", "as": "attack"}],
+    )
+    | {"mark": "line"},
+    "seeds": banded(
+        "Accuracy over seeds: mean and 95 % interval",
+        share("mean", "test accuracy"),
+        number("low", "from"),
+        number("high", "to"),
+        [word("seeds")],
+    ),
+}
+for _model in MODELS:
+    TEMPLATES |= {
+        f"roc_{_model}": roc(f"ROC of every score, {_model} model", SCORE, 420),
+        f"pr_{_model}": precision_recall(f"Precision and recall of every score, {_model} model", SCORE, 420),
+        f"ood_histogram_{_model}": histograms(f"Confidence of the {_model} model"),
+        f"audit_{_model}": lines(f"Audit: every attack on the {_model} model", share("accuracy"), AUDITED),
+    }
+
+
+def written(value: Any, margin: str = "\n") -> str:
+    """JSON whose lines are short: what fits into one stands in one, anything longer has a line for each part."""
+    line = json.dumps(value)
+    if len(margin) + len(line) < 110 or not isinstance(value, dict | list | tuple):
+        return line
+    keys = [f"{json.dumps(key)}: " for key in value] if isinstance(value, dict) else [""] * len(value)
+    parts = value.values() if isinstance(value, dict) else value
+    inner = [f"{margin} {key}{written(part, margin + ' ')}" for key, part in zip(keys, parts, strict=True)]
+    return line[0] + ",".join(inner) + margin + line[-1]
+
+
+def stale(folder: Path) -> dict[str, str]:
+    """By name, what the files in `folder` should hold that are missing there or hold anything else."""
+    texts = {f"{name}.json": f"{written(spec)}\n" for name, spec in TEMPLATES.items()}
+    found = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.json")}
+    return {name: text for name, text in texts.items() if found.get(name) != text}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 and name those that are stale")
+    check, found = parser.parse_args().check, stale(FOLDER)
+    if check and found:
+        sys.exit(f"error: stale in .dvc/plots: {', '.join(found)}; run python -m scripts.templates")
+    for name, text in found.items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+    print(f"{len(TEMPLATES)} templates, {len(found)} written")
+
+
+if __name__ == "__main__":
+    main()

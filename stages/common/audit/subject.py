@@ -1,0 +1,237 @@
+"""A model under audit: what it is attacked with, and every accuracy that several checks share, measured once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.common import attacks, device, evaluation, images, robustness
+from stages.common.audit import probes
+from stages.common.audit.margins import multi_targeted
+from stages.common.audit.square import square_attack
+from stages.common.images import ImageSet
+from stages.common.params import Params
+
+TRANSFER_STEPS = 10  # an example for another model need not be the best one for its own
+MARGIN_CLASSES = 9  # the likeliest wrong ones, as many as AutoAttack goes for (Croce 2020): all of CIFAR-10's
+SEARCH_STEPS = 10  # of PGD at each budget tried while an image's smallest one is searched
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model and what it is audited with. Accuracies are of `image_set`, in [0, 1].
+
+    `other` is the model whose adversarial examples are tried on this one; `defended` tells whether this one was trained
+    to withstand attacks.
+    """
+
+    model: nn.Module
+    other: nn.Module
+    defended: bool
+    image_set: ImageSet
+    target: int
+    eps: float
+    epsilons: tuple[float, ...]
+    pgd_steps: int
+    restarts: int
+    square_images: int
+    square_queries: int
+    seed: int
+
+    @classmethod
+    def from_params(
+        cls, params: Params, *, model: nn.Module, other: nn.Module, defended: bool, image_set: ImageSet
+    ) -> "Subject":
+        """As params.yaml audits a model. Any class serves as the target: what is asked is whether a step goes there."""
+        audit = params.audit
+        return cls(
+            model=model,
+            other=other,
+            defended=defended,
+            image_set=image_set,
+            target=len(image_set.classes) - 1,
+            eps=params.eps,
+            epsilons=tuple(params.fgsm_sweep.epsilons),
+            pgd_steps=audit.pgd_steps,
+            restarts=audit.restarts,
+            square_images=audit.square_images,
+            square_queries=audit.square_queries,
+            seed=params.seed,
+        )
+
+    @cached_property
+    def correct(self) -> Tensor:
+        """Which clean images are classified correctly: bool (N,). Only these are worth attacking."""
+        return evaluation.predictions(self.model, self.image_set.images) == self.image_set.labels
+
+    @cached_property
+    def budgets(self) -> tuple[float, ...]:
+        """The sweep's budgets and eps, ascending, without 0."""
+        return tuple(sorted({eps for eps in (*self.epsilons, self.eps) if eps > 0}))
+
+    @cached_property
+    def fgsm_survivors(self) -> Tensor:
+        """Which images FGSM leaves correct at each of the budgets: bool (len(budgets), N)."""
+        predicted = robustness.fgsm_predictions(self.model, self.image_set, self.budgets)
+        return predicted == self.image_set.labels
+
+    @cached_property
+    def fgsm(self) -> dict[float, float]:
+        """Accuracy under FGSM at each of the budgets."""
+        return self._by_budget(self.fgsm_survivors)
+
+    @cached_property
+    def fgsm_worst(self) -> dict[float, float]:
+        """Accuracy under FGSM at each of the budgets and every smaller one, image by image."""
+        return self._by_budget(attacks.worst_case(self.fgsm_survivors) & self.correct)
+
+    @cached_property
+    def pgd_once(self) -> dict[float, Tensor]:
+        """Which images PGD from one start leaves correct at each of the budgets: bool (N,)."""
+        return {eps: self.pgd_survivors(eps, self.pgd_steps, self.seed, self.correct) for eps in self.budgets}
+
+    @cached_property
+    def pgd(self) -> dict[float, float]:
+        """Accuracy under PGD from one start, at each of the budgets and at 0."""
+        return {eps: float(alive.double().mean()) for eps, alive in {0.0: self.correct, **self.pgd_once}.items()}
+
+    def pgd_at(self, eps: float, steps: int) -> float:
+        """Accuracy under PGD from one start."""
+        return float(self.pgd_survivors(eps, steps, self.seed, self.correct).double().mean())
+
+    def pgd_survivors(self, eps: float, steps: int, seed: int, among: Tensor) -> Tensor:
+        """Which of the images `among`, bool (N,), PGD leaves correct: bool (N,). The others are not attacked."""
+        alive = among.clone()
+        chosen = alive.nonzero().squeeze(1)
+        description = f"audit: PGD-{steps} at {eps:.3g}"
+        alive[chosen] = robustness.pgd_correct(
+            self.model, self.image_set.take(chosen), eps, steps=steps, seed=seed, description=description
+        )
+        return alive
+
+    @cached_property
+    def pgd_restarted(self) -> Tensor:
+        """Which images survive PGD at eps from every one of the starts: bool (N,)."""
+        return self.restarted_at(self.eps)
+
+    @cached_property
+    def strongest(self) -> Tensor:
+        """Which images survive all that is tried here with gradients at eps: bool (N,)."""
+        return self.strongest_at(self.eps)
+
+    def restarted_at(self, eps: float) -> Tensor:
+        """Which images survive PGD at `eps` from every one of the starts: bool (N,)."""
+        if eps == 0:
+            return self.correct
+        alive = self.pgd_once[eps] if eps in self.budgets else self.correct
+        for restart in range(1 if eps in self.budgets else 0, self.restarts):
+            alive = self.pgd_survivors(eps, self.pgd_steps, self.seed + restart, alive)
+        return alive
+
+    def strongest_at(self, eps: float) -> Tensor:
+        """Which images survive PGD's starts and then the attack on every margin at `eps`: bool (N,)."""
+        alive = (self.pgd_restarted if eps == self.eps else self.restarted_at(eps)).clone()
+        chosen = alive.nonzero().squeeze(1)
+        generator = self.generator()
+        for part, x, y in self._batches(self.image_set.take(chosen)):
+            attacked = multi_targeted(
+                self.model, x, y, eps, classes=MARGIN_CLASSES, steps=self.pgd_steps, generator=generator
+            )
+            alive[chosen[part]] = attacks.withstood(self.model, attacked, y)
+        return alive
+
+    @cached_property
+    def transfer(self) -> dict[float, float]:
+        """Accuracy under PGD examples of the other model, at each of the budgets; as for PGD, wrong images stay so."""
+
+        def attack(x: Tensor, y: Tensor, eps: float, generator: torch.Generator) -> Tensor:
+            return attacks.pgd(self.other, x, y, eps, steps=TRANSFER_STEPS, generator=generator)
+
+        return self._accuracies(attack, self.correct.nonzero().squeeze(1))
+
+    @cached_property
+    def noise(self) -> dict[float, float]:
+        """Accuracy under random signs of the size of each of the budgets."""
+        everywhere = torch.arange(len(self.image_set))
+        return self._accuracies(
+            lambda x, y, eps, generator: attacks.sign_noise(x, eps, generator=generator), everywhere
+        )
+
+    @cached_property
+    def square_sample(self) -> Tensor:
+        """The images that Square attacks, a fair sample of all: int64 (n,)."""
+        return images.sample(self.image_set.labels, self.square_images)
+
+    @cached_property
+    def square(self) -> Tensor:
+        """Which of the images `square_sample` survive Square at eps: bool (n,)."""
+        alive = torch.zeros(len(self.square_sample), dtype=torch.bool)
+        generator = self.generator()
+        for part, x, y in self._batches(self.image_set.take(self.square_sample)):
+            attacked = square_attack(self.model, x, y, self.eps, queries=self.square_queries, generator=generator)
+            alive[part] = attacks.withstood(self.model, attacked, y)
+        return alive
+
+    @cached_property
+    def smallest_eps(self) -> dict[str, Tensor]:
+        """The smallest budgets found that change each prediction, under FGSM and PGD: float (N,), see `probes`."""
+        generator, right = self.generator(), self.correct.nonzero().squeeze(1)
+        found = {attack: torch.zeros(len(self.image_set)) for attack in ("fgsm", "pgd")}
+        for part, x, y in self._batches(self.image_set.take(right)):
+            found["fgsm"][right[part]] = probes.smallest_fgsm_eps(self.model, x, y).cpu()
+            by_pgd = probes.smallest_pgd_eps(self.model, x, y, steps=SEARCH_STEPS, generator=generator)
+            found["pgd"][right[part]] = by_pgd.cpu()
+        return found
+
+    def curves(self) -> Iterator[dict[str, float | str]]:
+        """Accuracy against eps under every attack on the same images, the weakest first: the rows of a table."""
+        accuracies = {
+            "noise": self.noise,
+            "transfer": self.transfer,
+            "FGSM": self.fgsm,
+            "FGSM, worst case": self.fgsm_worst,
+            "PGD": self.pgd,
+        }
+        clean = float(self.correct.double().mean())
+        for attack, by_budget in accuracies.items():
+            for eps, accuracy in {0.0: clean, **by_budget}.items():
+                yield {"eps": eps, "attack": attack, "accuracy": accuracy}
+
+    def shares_changed(self, epsilons: Sequence[float]) -> Iterator[dict[str, float | str]]:
+        """The share of images whose prediction some budget up to each of `epsilons` changes: the rows of a table."""
+        for attack, smallest in self.smallest_eps.items():
+            for eps in epsilons:
+                yield {"eps": eps, "attack": attack, "share": float((smallest <= eps).double().mean())}
+
+    def generator(self) -> torch.Generator:
+        """A fresh source of randomness on the device: equal seeds, equal audits."""
+        return torch.Generator(device.of(self.model)).manual_seed(self.seed)
+
+    def _accuracies(
+        self, attack: Callable[[Tensor, Tensor, float, torch.Generator], Tensor], chosen: Tensor
+    ) -> dict[float, float]:
+        """Accuracy at each of the budgets on what `attack(images, labels, eps, generator)` makes of the images at
+        `chosen`, int64 (n,); the others count as wrong.
+        """
+        survivors = torch.zeros(len(self.budgets), len(self.image_set), dtype=torch.bool)
+        generator = self.generator()
+        for part, x, y in self._batches(self.image_set.take(chosen)):
+            for row, eps in enumerate(self.budgets):
+                survivors[row, chosen[part]] = attacks.withstood(self.model, attack(x, y, eps, generator), y)
+        return self._by_budget(survivors)
+
+    def _by_budget(self, survivors: Tensor) -> dict[float, float]:
+        return dict(zip(self.budgets, survivors.double().mean(1).tolist(), strict=True))
+
+    def _batches(self, image_set: ImageSet) -> Iterator[tuple[Any, ...]]:
+        where = device.of(self.model)
+        return images.batches(image_set.images, image_set.labels, device=where, description="audit")
+
+    def batches(self, among: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Float images and labels on the model's device: all of them, or those `among`, bool (N,)."""
+        chosen = self.image_set if among is None else self.image_set.take(among.nonzero().squeeze(1))
+        for _, x, y in self._batches(chosen):
+            yield x, y

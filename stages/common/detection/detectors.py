@@ -1,0 +1,168 @@
+"""Detectors: a score, and the view of the model that it looks at. How a set is seen and scored.
+
+Images are float32 (N, C, H, W) in [0, 1] on the model's device. Confidences are float64 (N,), larger = more ID.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.common import attacks, device, images
+from stages.common.detection import scores
+from stages.common.detection.scores import FitData, Options, Score
+from stages.common.images import ImageSet
+from stages.common.models import Classifier, frozen
+from stages.common.params import Params
+
+
+class Output(NamedTuple):
+    """What one view gives: logits (N, K) and features (N, D)."""
+
+    logits: Tensor
+    features: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """How the views look: whether a mirror image shows the same thing; ODIN's temperature > 0 and budget in [0, 1]."""
+
+    mirror: bool
+    odin_temperature: float
+    odin_eps: float
+
+    @classmethod
+    def from_params(cls, params: Params) -> "Sight":
+        """A mirror image means the same where training mirrors."""
+        return cls(
+            mirror=params.data.training.flip,
+            odin_temperature=params.ood_eval.odin_temperature,
+            odin_eps=params.ood_eval.odin_eps,
+        )
+
+
+class Detector(NamedTuple):
+    """A way to fit a score, and the view that gives its logits and features."""
+
+    fit: Callable[[FitData, Options], Score]
+    view: str
+
+
+DETECTORS: dict[str, Detector] = {
+    **{name: Detector(fit, "plain") for name, fit in scores.SCORES.items()},
+    "odin": Detector(lambda train, options: scores.max_softmax(train, replace(options, temperature=1)), "odin"),
+    "deep_entropy": Detector(scores.entropy, "deep"),
+    "deep_knn": Detector(scores.knn, "deep"),
+    "deep_knn_entropy": Detector(scores.knn_entropy, "deep"),
+}
+
+
+class _Pass(NamedTuple):
+    """One forward pass of a batch, which all views share; the gradient is there for those that ask for it."""
+
+    batch: Tensor
+    layers: list[Tensor]  # as Classifier.layers
+    logits: Tensor
+    gradient: Tensor | None  # of the loss that ODIN lowers
+
+
+def _plain(model: Classifier, seen: _Pass, sight: Sight) -> Output:
+    """The classifier as it is: logits and penultimate features."""
+    return Output(seen.logits, seen.layers[-1])
+
+
+def _deep(model: Classifier, seen: _Pass, sight: Sight) -> Output:
+    """Every group of layers, each scaled to length 1, side by side; the mean over the image and its mirror image.
+
+    A nearest neighbour in it is alike in colour and texture as well as in what the classifier concludes.
+    """
+    logits, layers = [seen.logits], [seen.layers]
+    if sight.mirror:
+        layers.append(model.layers(seen.batch.flip(3).contiguous(memory_format=torch.channels_last)))
+        logits.append(model.head(layers[-1][-1]))
+    features = [torch.cat([F.normalize(layer, dim=1) for layer in side], 1) for side in layers]
+    return Output(torch.stack(logits).mean(0), torch.stack(features).mean(0))
+
+
+def _odin(model: Classifier, seen: _Pass, sight: Sight) -> Output:
+    """ODIN (Liang 2018): one signed step makes each image more like what it is taken for, FGSM with its sign turned.
+
+    Logits are given over the temperature. Costs a backward and a forward pass more than `plain`, shared with nothing.
+    """
+    assert seen.gradient is not None  # `views` makes one where this view is asked for
+    features = model.features((seen.batch - sight.odin_eps * seen.gradient.sign()).clamp_(0, 1))
+    return Output(model.head(features) / sight.odin_temperature, features)
+
+
+VIEWS: dict[str, Callable[[Classifier, _Pass, Sight], Output]] = {"plain": _plain, "deep": _deep, "odin": _odin}
+
+
+def views(model: Classifier, batch: Tensor, sight: Sight, names: Sequence[str] = tuple(VIEWS)) -> dict[str, Output]:
+    """The views `names` of a batch; differentiable where gradients are enabled, ODIN's excepted."""
+    if "odin" not in names:
+        layers = model.layers(batch)
+        seen = _Pass(batch, layers, model.head(layers[-1]), None)
+    else:
+        with frozen(model), torch.enable_grad():
+            moved = batch.detach().requires_grad_(True)
+            layers = model.layers(moved)
+            logits = model.head(layers[-1])
+            scaled = logits / sight.odin_temperature
+            gradient = torch.autograd.grad(F.cross_entropy(scaled, scaled.argmax(1), reduction="sum"), moved)[0]
+        seen = _Pass(batch, [layer.detach() for layer in layers], logits.detach(), gradient)
+    return {name: VIEWS[name](model, seen, sight) for name in names}
+
+
+@torch.no_grad()
+def see(
+    model: Classifier,
+    image_set: ImageSet,
+    sight: Sight,
+    *,
+    names: Sequence[str] = tuple(VIEWS),
+    description: str = "see",
+) -> dict[str, Output]:
+    """The views `names` of a whole set, on the CPU: everything that any detector needs to score it."""
+    found: dict[str, list[Output]] = {name: [] for name in names}
+    for _, batch in images.batches(image_set.images, device=device.of(model), description=description):
+        for name, output in views(model, batch, sight, names).items():
+            found[name].append(output)
+    return {
+        name: Output(*(torch.cat(side).cpu() for side in zip(*parts, strict=True))) for name, parts in found.items()
+    }
+
+
+def fit_on(
+    model: Classifier,
+    train: ImageSet,
+    sight: Sight,
+    options: Options,
+    *,
+    names: Sequence[str] = tuple(DETECTORS),
+    description: str = "fit",
+) -> dict[str, Score]:
+    """The detectors `names`, fitted on the training images (ODIN has nothing to learn, so these are not moved)."""
+    needed = {name: "plain" if DETECTORS[name].view == "odin" else DETECTORS[name].view for name in names}
+    seen = see(model, train, sight, names=tuple(dict.fromkeys(needed.values())), description=description)
+    return {name: DETECTORS[name].fit(FitData(*seen[view], train.labels), options) for name, view in needed.items()}
+
+
+def score(fitted: Mapping[str, Score], seen: Mapping[str, Output]) -> dict[str, Tensor]:
+    """The confidences (N,) of a set by each of the fitted detectors."""
+    return {name: apply(*seen[DETECTORS[name].view]) for name, apply in fitted.items()}
+
+
+@torch.no_grad()
+def confidence(model: Classifier, name: str, apply: Score, batch: Tensor, sight: Sight) -> Tensor:
+    """The fitted detector's confidences (N,) of a batch, on the CPU."""
+    view = DETECTORS[name].view
+    return apply(*views(model, batch.contiguous(memory_format=torch.channels_last), sight, [view])[view]).cpu()
+
+
+def confidence_gradient(model: Classifier, name: str, apply: Score, batch: Tensor, sight: Sight) -> Tensor:
+    """Gradient (N, C, H, W) of the detector's own confidence to the images, float32."""
+    view = DETECTORS[name].view
+    return attacks.gradient(lambda x: apply(*views(model, x, sight, [view])[view]), batch)

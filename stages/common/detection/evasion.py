@@ -1,0 +1,79 @@
+"""Evading a detector: ID images pushed down, OOD images pushed up, on the detector's own confidence."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.common import attacks, device, images
+from stages.common.detection import measures
+from stages.common.detection.detectors import Sight, confidence, confidence_gradient
+from stages.common.detection.scores import Score
+from stages.common.images import ImageSet
+from stages.common.models import Classifier, frozen
+
+DOWN, UP = -1, 1  # the way in which ID and OOD confidences are pushed
+ATTACKS = ("noise", "fgsm", "pgd")
+
+# Confidences (budgets, N) of the ID and of the OOD images, [model][detector][attack]
+Found = Mapping[str, Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]]
+
+
+def attack(
+    model: Classifier,
+    name: str,
+    apply: Score,
+    image_set: ImageSet,
+    way: int,
+    budgets: Sequence[float],
+    *,
+    sight: Sight,
+    steps: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Confidences (budgets, N) of one side by the fitted detector `name` under each of ATTACKS, budgets ascending.
+
+    An attacker who may change a pixel by eps may also change it by less: at each budget every image keeps the most
+    misleading confidence found so far, the clean one included.
+    """
+    where = device.of(model)
+    generator = torch.Generator(where).manual_seed(seed)
+    found = {attack: np.empty((len(budgets), len(image_set))) for attack in ATTACKS}
+
+    def uphill(x: Tensor) -> Tensor:
+        return confidence_gradient(model, name, apply, x, sight).mul_(way)
+
+    with frozen(model):
+        for part, x in images.batches(image_set.images, device=where, description=f"{name} attacked"):
+            direction = uphill(x).sign_()
+            for row, eps in enumerate(budgets):
+                ball = attacks.Linf(x, eps)
+                moved = {
+                    "noise": attacks.sign_noise(x, eps, generator=generator),
+                    "fgsm": attacks.step(x, direction, eps, False),
+                    "pgd": x,
+                }
+                if eps > 0:
+                    sizes = attacks.constant(ball, steps)
+                    moved["pgd"] = attacks.ascend(uphill, ball, sizes, generator=generator)
+                for kind, batch in moved.items():
+                    found[kind][row, part] = confidence(model, name, apply, batch, sight).numpy()
+    keep = np.minimum if way == DOWN else np.maximum
+    return {kind: keep.accumulate(values, axis=0) for kind, values in found.items()}
+
+
+def rows(found: Found, budgets: Sequence[float], level: float) -> Iterator[dict[str, object]]:
+    """One row per model, detector, attack, attacked side and budget: AUROC with its interval at `level`."""
+    for model, by_detector in found.items():
+        for name, by_attack in by_detector.items():
+            for kind, (inside, outside) in by_attack.items():
+                for row, eps in enumerate(budgets):
+                    for side, pair in {
+                        "ID down": (inside[row], outside[0]),
+                        "OOD up": (inside[0], outside[row]),
+                        "both": (inside[row], outside[row]),
+                    }.items():
+                        low, high = measures.auroc_interval(*pair, confidence=level)
+                        area = {"auroc": measures.auroc(*pair), "auroc_low": low, "auroc_high": high}
+                        yield {"model": model, "score": name, "attack": kind, "side": side, "eps": eps, **area}

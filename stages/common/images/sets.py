@@ -1,0 +1,47 @@
+"""The prepared sets, read through memory maps: what is not looked at takes no memory."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stages.common import artifacts
+from stages.common.errors import UserError
+
+
+class ImageSet(NamedTuple):
+    """uint8 images (N, C, H, W) on the CPU, int64 labels (N,) and the class names that labels index."""
+
+    images: Tensor
+    labels: Tensor
+    classes: list[str]
+
+    def __len__(self) -> int:  # the number of images, not of fields
+        return len(self.images)
+
+    def take(self, chosen: Tensor) -> "ImageSet":
+        """The images at the indices `chosen`, in that order."""
+        return ImageSet(self.images[chosen], self.labels[chosen], self.classes)
+
+
+def read(name: str | Path) -> ImageSet:
+    """A prepared set: train, val, test, ood or extra, or a path. Raises UserError if it is missing or damaged."""
+    path = artifacts.PREPARED / f"{name}.npz" if Path(name).suffix == "" else Path(name)
+    arrays = artifacts.read_arrays(path)
+    if not {"images", "labels", "classes"} <= arrays.keys():
+        raise UserError(f"{path} lacks images, labels or classes; delete it and run `dvc repro`")
+    images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+    return ImageSet(images, labels, [str(name) for name in arrays["classes"]])
+
+
+def by_prefix(image_set: ImageSet) -> dict[str, ImageSet]:
+    """A set whose classes are named <set>/<class>, taken apart: each set's images, with labels and names of its own."""
+    parts = {}
+    for prefix in dict.fromkeys(name.split("/")[0] for name in image_set.classes):
+        members = [i for i, name in enumerate(image_set.classes) if name.split("/")[0] == prefix]
+        chosen = image_set.take(torch.isin(image_set.labels, torch.tensor(members)).nonzero().squeeze(1))
+        renamed = torch.searchsorted(torch.tensor(members), chosen.labels)
+        names = [image_set.classes[i].removeprefix(f"{prefix}/") for i in members]
+        parts[prefix] = ImageSet(chosen.images, renamed, names)
+    return parts

@@ -1,0 +1,233 @@
+"""The keys of params.yaml and the type of each: declarations alone, no code that runs in a stage.
+
+That is why no stage names this file among its dependencies: a new key changes no value that was there before, so it
+makes nothing stale but the stages that read it (scripts/deps.py leaves the file out, tests/test_pipeline.py holds that
+it stays free of code).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
+
+from stages.common.params.types import (
+    Count,
+    Eps,
+    Epsilons,
+    ImageSize,
+    Name,
+    Names,
+    NotNegative,
+    OpenShare,
+    Positive,
+    Share,
+    ShareAboveZero,
+    ShareBelowOne,
+    integer,
+)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Model(Section):
+    name: Literal["whitened_cnn", "simple_cnn", "resnet18"]
+
+
+class Architecture(Section):
+    """What every architecture has; the other keys are the options that build it."""
+
+    learning_rate: Positive
+
+
+class WhitenedCNN(Architecture):
+    widths: Annotated[list[Count], Field(min_length=1, max_length=4)]
+
+
+class SimpleCNN(Architecture):
+    pass
+
+
+class ResNet18(Architecture):
+    width: Count
+
+
+class Models(Section):
+    whitened_cnn: WhitenedCNN
+    simple_cnn: SimpleCNN
+    resnet18: ResNet18
+
+
+class Training(Section):
+    momentum: ShareBelowOne
+    weight_decay: NotNegative
+    warmup: OpenShare
+    precision: Literal["auto", "float32", "bfloat16"]
+    compile: StrictBool
+
+
+class TrainStandard(Section):
+    label_smoothing: ShareBelowOne
+
+
+class TrainRobust(Section):
+    attack: Literal["n-fgsm", "rs-fgsm", "fgsm"]
+    adversarial_fraction: ShareAboveZero
+    noise: NotNegative
+    ramp: Share
+    label_smoothing: ShareBelowOne
+    overfitting_gap: OpenShare
+    undo_overfitting: StrictBool
+    pgd_steps: Count
+    validation_images: Count
+
+
+class FGSMSweep(Section):
+    epsilons: Epsilons
+    pgd_images: Count
+    pgd_steps: Count
+    picture_epsilons: Epsilons
+
+
+class TargetedSweep(Section):
+    target: Name | None
+    epsilons: Epsilons
+
+
+class OODEval(Section):
+    temperature: Positive
+    neighbours: Count
+    gen_gamma: OpenShare
+    gen_classes: Count
+    vim_share: OpenShare
+    guides: Count
+    odin_temperature: Positive
+    odin_eps: Eps
+    accept: ShareAboveZero
+    confidence: OpenShare
+
+
+# Those that have a gradient to follow: of detection.detectors.DETECTORS all but ODIN, which makes a step of its own
+Detector = Literal[
+    "max_logit",
+    "max_softmax",
+    "energy",
+    "entropy",
+    "generalized_entropy",
+    "margin",
+    "knn",
+    "mahalanobis",
+    "relative_mahalanobis",
+    "vim",
+    "fdbd",
+    "nnguide",
+    "deep_entropy",
+    "deep_knn",
+    "deep_knn_entropy",
+]
+
+
+class OODAttack(Section):
+    detectors: Annotated[list[Detector], Field(min_length=1)]
+    epsilons: Epsilons
+    images: Count
+    pgd_steps: Count
+
+
+class Audit(Section):
+    images: Count
+    pgd_steps: Count
+    restarts: Count
+    square_images: Count
+    square_queries: Count
+    strict: StrictBool
+
+
+class DataTraining(Section):
+    batch_size: Annotated[int, integer(2)]
+    flip: StrictBool
+    translate: Annotated[int, integer(0, 7)]
+    early_size: ImageSize | None
+
+
+class DataTrainStandard(Section):
+    epochs: Count
+
+
+class DataTrainRobust(Section):
+    epochs: Count
+    largest_budget: ShareAboveZero
+
+
+class Prepare(Section):
+    validation_fraction: OpenShare
+    copies: Share
+    extra_sets: list[Name]
+
+
+class PrepareCIFAR10(Prepare):
+    ood_classes: Names
+    ood_split: Literal["train", "test", "both"]
+
+
+class PrepareDigits(Prepare):
+    test_fraction: OpenShare
+    ood_classes: Names
+
+
+class PrepareFolder(Prepare):
+    root: Name
+    ood_root: Name
+    image_size: ImageSize
+    test_fraction: OpenShare
+    ood_classes: Names | None
+
+
+class Data(Section):
+    """What every data set has; `prepare` has keys of each one's own."""
+
+    target: Name | None
+    prepare: Prepare
+    training: DataTraining
+    train_standard: DataTrainStandard
+    train_robust: DataTrainRobust
+
+
+class CIFAR10(Data):
+    target: Name
+    prepare: PrepareCIFAR10
+
+
+class Digits(Data):
+    target: Name
+    prepare: PrepareDigits
+
+
+class Folder(Data):
+    prepare: PrepareFolder
+
+
+class Datasets(Section):
+    cifar10: CIFAR10
+    digits: Digits
+    folder: Folder
+
+
+class Keys(Section):
+    """All of params.yaml. Attribute names are the file's keys."""
+
+    dataset: Literal["cifar10", "digits", "folder"]
+    seed: Annotated[int, integer(0, 2**32 - 1)]
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    eps: Eps
+    model: Model
+    models: Models
+    training: Training
+    train_standard: TrainStandard
+    train_robust: TrainRobust
+    fgsm_sweep: FGSMSweep
+    targeted_sweep: TargetedSweep
+    ood_eval: OODEval
+    ood_attack: OODAttack
+    audit: Audit
+    datasets: Datasets

@@ -1,0 +1,55 @@
+"""A classifier under attack on a whole set: which predictions it makes, which images survive.
+
+Images and results are on the CPU; batches go to where the model is, and come back. Labels are int64 (N,), budgets are
+in pixels of [0, 1].
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from stages.common import attacks, device, evaluation, images
+from stages.common.images import ImageSet
+
+
+def fgsm_predictions(
+    model: nn.Module, image_set: ImageSet, epsilons: Sequence[float], *, target: int | None = None
+) -> Tensor:
+    """Predictions int64 (len(epsilons), N) under FGSM at each budget, away from the labels or to class `target`."""
+    labels = image_set.labels if target is None else torch.full_like(image_set.labels, target)
+    predicted = torch.empty(len(epsilons), len(image_set), dtype=torch.int64)
+    for part, x, y in images.batches(image_set.images, labels, device=device.of(model), description="FGSM"):
+        predicted[:, part] = attacks.fgsm_sweep(model, x, y, epsilons, targeted=target is not None).cpu()
+    return predicted
+
+
+def pgd_correct(
+    model: nn.Module, image_set: ImageSet, eps: float, *, steps: int, seed: int, description: str = "PGD"
+) -> Tensor:
+    """Which images are still classified correctly under PGD at `eps`: bool (N,)."""
+    where = device.of(model)
+    generator = torch.Generator(where).manual_seed(seed)
+    correct = torch.empty(len(image_set), dtype=torch.bool)
+    for part, x, y in images.batches(image_set.images, image_set.labels, device=where, description=description):
+        attacked = attacks.pgd(model, x, y, eps, steps=steps, generator=generator)
+        correct[part] = attacks.withstood(model, attacked, y)
+    return correct
+
+
+def pgd_survivors(model: nn.Module, image_set: ImageSet, epsilons: Sequence[float], *, steps: int, seed: int) -> Tensor:
+    """Which images survive PGD at each budget and at all smaller ones: bool (len(epsilons), N), budgets ascending.
+
+    What a small budget breaks, a larger one breaks too: only the survivors are attacked again, so a sweep over a model
+    with no robustness costs little more than its first budget.
+    """
+    survive = torch.empty(len(epsilons), len(image_set), dtype=torch.bool)
+    alive = evaluation.predictions(model, image_set.images) == image_set.labels
+    for row, eps in enumerate(epsilons):
+        attacked = alive.nonzero().squeeze(1)
+        if eps > 0 and len(attacked):
+            chosen = image_set.take(attacked)
+            description = f"PGD at {eps:.3g}"
+            alive[attacked] = pgd_correct(model, chosen, eps, steps=steps, seed=seed, description=description)
+        survive[row] = alive
+    return survive

@@ -1,0 +1,150 @@
+"""The benchmarks run, and both sides of each compute the same thing. Times are never asserted."""
+
+from operator import attrgetter
+
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks import autoattack, common, frontier, ood, scaling, sweep, time_to_accuracy, training, variants
+from stages.common import evaluation, images, models, params
+from stages.common.errors import UserError
+
+
+@pytest.fixture
+def few_digits(digits, monkeypatch):
+    """300 digits in place of each prepared set."""
+    monkeypatch.setattr(images, "read", lambda name: common.take(digits, 300))
+
+
+def test_sweep_predicts_what_its_peers_predict():
+    rows = sweep.measure(quick=True)
+    assert rows.keys() == {"torchattacks", "foolbox"}
+    assert all(row["equal"] == 1 and row["ratio"] > 0 for row in rows.values())
+
+
+def test_training_reports_both_sides():
+    found = training.measure(quick=True)
+    assert all(value > 0 for value in found.values())
+    assert found["ratio"] == found["ours_images_s"] / found["peer_images_s"]
+
+
+def test_both_training_sides_see_the_same_images():
+    train, _ = training.data(quick=True)
+    pictures = training.Pictures(train, training.augmenting(train.images.shape[-1], translate=0))
+    torch.manual_seed(0)
+    for index in range(20):
+        seen, label = pictures[index]
+        whole = images.to_float(train.images[index : index + 1])[0]
+        assert label == train.labels[index]
+        assert torch.allclose(seen, whole) or torch.allclose(seen, whole.flip(2))
+
+
+def test_ood_scores_rank_as_pytorch_ood_s():
+    row = ood.measure(quick=True)
+    assert row["lowest_rank_correlation"] > 0.999 and row["ratio"] > 0
+
+
+def test_both_recipes_reach_the_goal():
+    row = time_to_accuracy.measure(quick=True)
+    assert min(row["ours_accuracy"], row["study_accuracy"]) >= time_to_accuracy.GOAL and row["ratio"] > 0
+
+
+def test_autoattack_breaks_what_no_gradient_protects(digits):
+    """An untrained net's few right answers fall to a budget of 0.3, and none does to a budget of almost nothing."""
+    torch.manual_seed(1)
+    # Three channels: with one, channels_last and contiguous are the same
+    digits = images.ImageSet(digits.images.repeat(1, 3, 1, 1), digits.labels, digits.classes)
+    model = models.build("whitened_cnn", channels=3, classes=digits.classes, widths=[8])
+    model.adapt(images.to_float(digits.images))
+    model.eval()
+    right = evaluation.predictions(model, digits.images) == digits.labels
+    few = digits.take(right.nonzero().squeeze(1)[:6])
+    assert autoattack.autoattack(model, few, 0.3, 0) == 0
+    assert autoattack.restarted(model, few, 0.3, 5, 2, 0) == 0
+    assert autoattack.restarted(model, few, 1e-9, 2, 2, 0) == 1
+    assert not autoattack.audit(model, few, 0.3, params.load()).strongest.any()
+
+
+def test_a_variant_is_trained_and_its_row_says_so(few_digits):
+    row = variants.measure("widths 64/128/128", 0.1, 200, 1, 0)
+    other = variants.measure("plain FGSM", 0.1, 200, 1, 1)
+    assert all(0 <= found[figure] <= 1 for found in (row, other) for figure in ("clean", "fgsm", "pgd"))
+    fast = other | {"pgd": 0.4, "seed": 2, "overfitted": 3, "minutes": 0.5, "processor": "fast"}
+    rows = pd.DataFrame([row | {"pgd": 0.1}, other | {"pgd": 0.2, "minutes": 7.0}, fast])
+    head, _, best, worst = variants.table(rows).splitlines()
+    assert head.endswith(f"minutes, {row['processor']} |") and best.endswith("| 7.0 |")
+    assert best.startswith("| plain FGSM | 0.1 | 1 |") and "| 0.300 (0.200 to 0.400) | 1 of 2 |" in best
+    assert "widths 64/128/128" in worst and "| 0 of 1 |" in worst
+
+
+@pytest.mark.parametrize("variant", ["SiLU for ReLU", "weights averaged"])
+def test_a_variant_changes_what_it_says(few_digits, variant):
+    before = torch.nn.functional.relu
+    plain, changed = (variants.measure(name, 0.1, 300, 3, 0) for name in ("default", variant))
+    assert torch.nn.functional.relu is before
+    figures = ("clean", "fgsm", "pgd")
+    assert [plain[name] for name in figures] != [changed[name] for name in figures]
+
+
+@pytest.mark.parametrize("name", [name for name, variant in variants.VARIANTS.items() if variant.changes])
+def test_a_variant_changes_parameters_that_there_are(name):
+    """And to values that they do not have already."""
+    changes = variants.VARIANTS[name].changes
+    plain, changed = params.load(), params.load(overrides=changes)
+    for key, value in changes.items():
+        assert attrgetter(key)(changed) == value != attrgetter(key)(plain)
+
+
+def test_the_frontier_s_points_are_trained_and_drawn(few_digits):
+    rows = [frontier.measure(1), frontier.measure(2, [8, 8])]
+    assert [row["epochs"] for row in rows] == [1, 2] and rows[1]["widths"] == "8/8"
+    assert all(0 < row["accuracy"] <= 1 and row["minutes"] > 0 for row in rows)
+    (axes,) = frontier.draw(pd.DataFrame(rows)).axes
+    assert {line.get_label() for line in axes.lines} == {f"{row['widths']}, {row['processor']}" for row in rows}
+
+
+def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a -->\nold\n<!-- b -->\nafter\n")
+    common.put_table(page, "<!-- a -->", "<!-- b -->", "new")
+    assert page.read_text() == "before\n<!-- a -->\nnew\n<!-- b -->\nafter\n"
+    with pytest.raises(UserError, match="lacks the lines"):
+        common.put_table(page, "<!-- c -->", "<!-- b -->", "new")
+
+
+def test_a_row_replaces_the_one_of_its_key_and_no_other(tmp_path):
+    for row in ({"a": 2, "b": 0.5, "c": 1}, {"a": 1, "b": 0.5, "c": 2}, {"a": 2, "b": 0.5, "c": 3}):
+        common.put_row(tmp_path / "rows.csv", row, ["a", "b"], places=2)
+    assert pd.read_csv(tmp_path / "rows.csv").values.tolist() == [[1, 0.5, 2], [2, 0.5, 3]]
+
+
+def test_growth_is_told_relative_to_the_first(monkeypatch, capsys):
+    ticks = iter([0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12])  # one second and three, in turn
+    monkeypatch.setattr(common.time, "perf_counter", lambda: next(ticks))
+    shown = scaling.row("images", {"10": lambda: None, "30": lambda: None})
+    assert shown == "| images | 10: 1.0 s (1.00); 30: 3.0 s (3.00) |" and shown in capsys.readouterr().out
+
+
+def test_the_sides_of_growth_run(digits):
+    few = common.take(digits, 64)
+    model = models.build("whitened_cnn", channels=1, classes=digits.classes, widths=[8]).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    scaling.sweep(model, few, 3)()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    scaling.epoch(few, [8])()
+
+
+def test_what_is_held_out_is_a_fair_sample_and_no_part_of_the_rest(digits):
+    rest, held_out = common.hold_out(digits, 300)
+    assert (len(rest), len(held_out)) == (1497, 300)
+    assert held_out.labels.bincount().tolist() == digits.labels[images.sample(digits.labels, 300)].bincount().tolist()
+    both = torch.cat([rest.images, held_out.images]).flatten(1)
+    assert both.unique(dim=0).shape == digits.images.flatten(1).unique(dim=0).shape
+
+
+def test_a_budget_of_the_command_line_may_be_a_fraction():
+    assert [common.budget(text) for text in ("8/255", "0.05", "0")] == [8 / 255, 0.05, 0.0]
+    for text in ("8/0", "x", "-0.1", "12.75"):
+        with pytest.raises(ValueError):
+            common.budget(text)

@@ -1,0 +1,59 @@
+"""Architectures of any size: any input, any number of classes, normalised by the model itself."""
+
+import pytest
+import torch
+
+from stages.common import models
+
+OPTIONS = {"whitened_cnn": {"widths": [8, 12, 16]}, "simple_cnn": {}, "resnet18": {"width": 8}}
+
+
+def build(name="whitened_cnn", *, channels=3, classes=10):
+    torch.manual_seed(0)
+    return models.build(name, channels=channels, classes=[f"c{i}" for i in range(classes)], **OPTIONS[name])
+
+
+@pytest.mark.parametrize("name", models.ARCHITECTURES)
+@pytest.mark.parametrize(("size", "channels", "classes"), [(8, 1, 2), (24, 3, 10), (32, 3, 37), (33, 1, 3), (64, 3, 5)])
+def test_any_input_and_any_number_of_classes(name, size, channels, classes):
+    model = build(name, channels=channels, classes=classes).eval()
+    images = torch.rand(3, channels, size, size)
+    model.adapt(images)
+    features = model.features(images)
+    assert features.shape[0] == 3 and features.ndim == 2
+    assert model(images).shape == (3, classes)
+    assert torch.equal(model(images), model.head(features))
+
+
+def test_the_stem_whitens():
+    model = build()
+    images = torch.rand(200, 3, 1, 1).expand(-1, -1, 16, 16) * 0.5 + torch.rand(200, 3, 16, 16) * 0.5
+    model.adapt(images)
+    with torch.no_grad():
+        maps = model.whiten(model.normalize(images))
+    half = maps[:, : maps.shape[1] // 2].permute(1, 0, 2, 3).flatten(1).double()
+    torch.testing.assert_close(half @ half.T / half.shape[1], torch.eye(12, dtype=torch.float64), atol=0.02, rtol=0)
+    torch.testing.assert_close(maps[:, 12:], -maps[:, :12])  # no direction is lost to the ReLU that follows
+
+
+def test_normalisation_is_the_models_own():
+    model = build()
+    images = torch.rand(50, 3, 8, 8) * 0.2 + 0.5
+    model.adapt(images)
+    normalised = model.normalize(images)
+    assert normalised.mean().abs() < 1e-3 and (normalised.std() - 1).abs() < 0.01
+
+
+def test_the_recipe_is_what_a_model_was_built_from():
+    """And stays so, whatever becomes of the lists that it was given."""
+    names = ["a", "b"]
+    model = models.build("whitened_cnn", channels=1, classes=names, widths=[8])
+    names.append("c")
+    assert model.recipe == {"name": "whitened_cnn", "channels": 1, "classes": ["a", "b"], "widths": [8]}
+    assert model.classes == ["a", "b"]
+
+
+def test_an_unknown_architecture_is_refused_with_all_that_are_known():
+    with pytest.raises(ValueError, match="vgg") as raised:
+        models.build("vgg", channels=3, classes=["a", "b"])
+    assert all(name in str(raised.value) for name in models.ARCHITECTURES)

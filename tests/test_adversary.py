@@ -1,0 +1,350 @@
+"""Adversarial training: the attacks by name, the ramp, the budget, and the watch over epochs that break the model."""
+
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from stages import train_robust
+from stages.common import adversary, attacks, evaluation, images, params, robustness, training
+from stages.common.adversary import ATTACKS, Adversary, Settings
+from stages.common.errors import UserError
+from tests.small import RECIPE, SETTINGS, Scripted, against, fit, new_model, parts, same, scripted
+
+SOUND = (0.9, 0.5, 0.45)  # clean accuracy, FGSM's and PGD's
+
+
+def progress(done=0.0, rows=(), last_epoch=False, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return training.Progress(done=done, rows=list(rows), last_epoch=last_epoch, generator=generator)
+
+
+def good(**figures):
+    """The row of a sound epoch, but for these figures."""
+    return {"eps": 0.1, "val_pgd_at_goal": 0.5, "gap": 0.0, "overfitted": 0, "collapsed": 0} | figures
+
+
+class Bent(nn.Module):
+    """Three classes whose logits bend with the pixels: a gradient of its own at every image, never 0."""
+
+    def forward(self, x):
+        flat = x.flatten(1)
+        return torch.stack([(flat * flat).sum(1), flat.sum(1), torch.sin(5 * flat).sum(1)], dim=1) / 10
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(sorted(ATTACKS)),
+    eps=st.floats(0.001, 0.5),
+    noise=st.floats(0, 3),
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)),
+    seed=st.integers(0, 2**32),
+)
+def test_each_attack_does_what_its_docstring_says(name, eps, noise, shape, seed):
+    """Where it starts, how far it steps along the gradient's sign there, and what bounds the result."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.rand(shape, generator=generator), torch.randint(3, shape[:1], generator=generator)
+    x = x.round() if seed % 2 else x  # black and white: every pixel lies on the border of [0, 1]
+    starts, gradient, model = [], attacks.input_gradient, Bent()
+    with mock.patch.object(
+        attacks, "input_gradient", lambda *given: starts.append(given[1].clone()) or gradient(*given)
+    ):
+        attacked = ATTACKS[name](model, x.clone(), y, eps, noise=noise, generator=generator)
+    (start,) = starts  # one gradient: the price of about one pass more
+    start.requires_grad_(True)
+    uphill = torch.autograd.grad(F.cross_entropy(model(start), y, reduction="sum"), start)[0].sign()
+    start = start.detach()
+    reach, size = {"fgsm": (0.0, eps), "rs-fgsm": (eps, 1.25 * eps), "n-fgsm": (noise * eps, eps)}[name]
+    expected = (start + size * uphill).clamp(0, 1)
+    if name == "rs-fgsm":
+        expected = expected.clamp(x - eps, x + eps)
+        assert start.min() >= 0 and start.max() <= 1
+    assert (start - x).abs().max() <= reach + 1e-6
+    assert attacked.shape == x.shape and attacked.min() >= 0 and attacked.max() <= 1
+    torch.testing.assert_close(attacked, expected, atol=1e-6, rtol=0)
+
+
+def test_random_starts_fill_their_reach_and_the_attacks_differ():
+    """On grey images, which no border of [0, 1] cuts short, and a model whose gradient is nowhere 0."""
+    model, x, y = Bent(), torch.full((200, 1, 8, 8), 0.5), torch.arange(200) % 3
+    found = {
+        name: attack(model, x, y, 0.1, noise=2.0, generator=torch.Generator().manual_seed(0))
+        for name, attack in ATTACKS.items()
+    }
+    change = {name: (attacked - x).abs() for name, attacked in found.items()}
+    assert torch.equal(found["fgsm"], attacks.fgsm(model, x, y, 0.1))
+    assert change["n-fgsm"].max() == pytest.approx(0.3, abs=1e-3)  # two budgets of noise that stay, a step of one
+    assert float((change["n-fgsm"] < 0.1).double().mean()) == pytest.approx(1 / 2, abs=0.03)
+    assert change["rs-fgsm"].min() == pytest.approx(0.025, abs=1e-3)  # 1.25 budgets from anywhere in the ball,
+    assert float((change["rs-fgsm"] > 0.0999).double().mean()) == pytest.approx(5 / 8, abs=0.03)  # and back into it
+    again = ATTACKS["n-fgsm"](model, x, y, 0.1, noise=2.0, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again, found["n-fgsm"])
+
+
+def test_an_unknown_attack_is_refused_and_the_known_ones_named():
+    with pytest.raises(ValueError, match=r"'nfgsm' is not one of n-fgsm, rs-fgsm, fgsm"):
+        replace(SETTINGS, attack="nfgsm")
+
+
+def test_the_attack_that_is_named_is_the_one_that_trains(digits, monkeypatch):
+    """A new one is a function and a line in ATTACKS."""
+    calls = []
+
+    def own(model, images, labels, eps, *, noise, generator):
+        calls.append((len(images), eps, noise, generator))
+        return 1 - images
+
+    monkeypatch.setitem(ATTACKS, "own", own)
+    model, (_, val_set) = new_model(digits), parts(digits)
+    x, y = images.to_float(val_set.images[:64]), val_set.labels[:64]
+    at = progress(done=0.25)
+    mixed = Adversary(model, val_set, replace(SETTINGS, attack="own")).perturb(x, y, at)
+    assert calls == [(48, 0.05, 2.0, at.generator)]  # the epoch's own randomness, which a resumed run has again
+    assert torch.equal(mixed, torch.cat([1 - x[:48], x[48:]]))  # a quarter stays clean
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_attack_leaves_batchnorm_statistics_to_the_training_passes(digits, name):
+    model, (train_set, val_set) = new_model(digits).train(), parts(digits)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    x, y = images.to_float(train_set.images[:64]), train_set.labels[:64]
+    opponent = Adversary(model, val_set, replace(SETTINGS, attack=name))
+    mixed = opponent.perturb(x, y, progress(done=1.0))
+    assert model.training and all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(mixed[48:], x[48:])
+    assert ((mixed[:48] - x[:48]).abs().amax((1, 2, 3)) > 0.05).all()
+    assert torch.equal(opponent.perturb(x, y, progress(done=0.0)), x)
+
+
+def test_input_gradients_do_not_change_inside_a_caller_s_autocast(digits):
+    model, few = new_model(digits).eval(), digits.take(torch.arange(50))
+    x, y = images.to_float(few.images), few.labels
+    expected = attacks.input_gradient(model, x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attacks.input_gradient(model, x, y), expected)
+
+
+def test_the_ramp_s_corners():
+    assert [adversary.ramp(done, 0.5) for done in (0, 0.25, 0.5, 1)] == pytest.approx([0, 0.5, 1, 1])
+    assert adversary.ramp(0, 0) == 1
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1), st.floats(0.01, 1))
+def test_the_budget_grows_to_its_goal_and_stays_there(one, later, share, eps, largest):
+    one, later = sorted((one, later))
+    few = images.ImageSet(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.arange(2), ["a", "b"])
+    opponent = Adversary(Bent(), few, replace(SETTINGS, eps=eps, largest_budget=largest, ramp=share))
+    goal = min(eps, largest)
+    assert 0 <= opponent.budget(progress(one)) <= opponent.budget(progress(later)) <= goal
+    assert opponent.budget(progress(1.0)) == goal
+
+
+def test_settings_are_those_of_params_yaml():
+    knobs = params.load(overrides={"dataset": "digits", "eps": 0.07, "seed": 5, "train_robust.attack": "rs-fgsm"})
+    found, robust = Settings.from_params(knobs), knobs.train_robust
+    assert (found.eps, found.seed, found.attack, found.largest_budget) == (0.07, 5, "rs-fgsm", 0.3)
+    assert (found.fraction, found.noise, found.ramp) == (robust.adversarial_fraction, robust.noise, robust.ramp)
+
+
+def test_overfitting_is_noticed_undone_and_the_best_sound_epoch_kept(digits, tmp_path, capsys):
+    """Epoch 3 seems immune to one step and falls to ten: its weights go, and the budget with them."""
+    script = {1: (0.9, 0.35, 0.3), 2: (0.9, 0.55, 0.5), 3: (0.9, 0.9, 0.0), 4: (0.9, 0.45, 0.4)}
+    judged, logged, regimes = [], [], []
+
+    def opponent(model, val_set):
+        regimes.append(Scripted(model, val_set, replace(SETTINGS, ramp=0.0), script))
+        judge = regimes[0].after_epoch
+
+        def after_epoch(row, progress):
+            judged.append({key: value.clone() for key, value in model.state_dict().items()})
+            return judge(row, progress)
+
+        regimes[0].after_epoch = after_epoch
+        return regimes[0]
+
+    def log(rows):
+        state = regimes[0].model.state_dict()
+        logged.append(
+            [i for i, earlier in enumerate(judged, 1) if all(torch.equal(earlier[k], state[k]) for k in state)]
+        )
+
+    model, result = fit(digits, tmp_path, RECIPE, opponent, log)
+    assert [row["overfitted"] for row in result.rows] == [0, 0, 1, 0]
+    assert logged == [[1], [2], [2], [4]]  # only the overfitted epoch's weights are taken back
+    assert [row["eps"] for row in result.rows] == pytest.approx([0.1, 0.1, 0.1, 0.075])
+    assert regimes[0].budget(progress(1.0, result.rows)) == pytest.approx(0.075)
+    assert result.epoch == 2 and all(torch.equal(judged[1][key], value) for key, value in model.state_dict().items())
+    said = [line for line in capsys.readouterr().out.splitlines() if "catastrophic overfitting: going back" in line]
+    assert len(said) == 1 and said[0].startswith("test: epoch 3/4")
+
+
+def test_every_break_takes_a_quarter_off_the_budget(digits):
+    opponent = Adversary(new_model(digits), parts(digits)[1], SETTINGS)
+    rows = [good(), good(eps=0.08, overfitted=1), good(eps=0.06, collapsed=1), good(eps=0.045)]
+    budgets = [opponent.budget(progress(1.0, rows[:n])) for n in range(5)]
+    assert budgets == pytest.approx([0.1, 0.1, 0.06, 0.045, 0.045])
+    assert opponent.budget(progress(0.1, rows)) == pytest.approx(0.02)  # the ramp, while it is below that
+    marked_only = Adversary(opponent.model, parts(digits)[1], replace(SETTINGS, undo_overfitting=False))
+    assert marked_only.budget(progress(1.0, rows)) == 0.1
+
+
+def test_epochs_that_have_merely_not_learnt_yet_cost_no_budget(digits):
+    """On imbalanced data the first epochs know little more than the largest class: no budget has broken them."""
+    opponent = Adversary(new_model(digits), parts(digits)[1], SETTINGS)
+    rows = [good(eps=0.02, collapsed=1), good(eps=0.04, collapsed=1), good(eps=0.05), good(eps=0.06, collapsed=1)]
+    budgets = [opponent.budget(progress(1.0, rows[:n])) for n in range(5)]
+    assert budgets == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.045])
+    assert opponent.budget(progress(1.0, [good(eps=0.1, collapsed=1)])) == pytest.approx(0.075)  # the whole budget did
+
+
+def test_an_adversary_holds_no_state(digits, tmp_path):
+    """One that never saw the training says of its rows what the one that watched it said."""
+    script = {1: SOUND, 2: (0.9, 0.9, 0.1), 3: (0.1, 0.1, 0.1), 4: (0.9, 0.6, 0.4), 5: (0.9, 0.6, 0.5)}
+    make, said, budgets = scripted(script, replace(SETTINGS, ramp=0.0)), [], []
+
+    def opponent(model, val_set):
+        watching = make(model, val_set)
+        judge = watching.after_epoch
+
+        def after_epoch(row, progress):
+            said.append((dict(row), progress, list(progress.rows), judge(row, progress)))
+            budgets.append(watching.budget(progress))
+            return said[-1][-1]
+
+        watching.after_epoch = after_epoch
+        return watching
+
+    model, result = fit(digits, tmp_path, replace(RECIPE, epochs=5), opponent)
+    assert [(verdict.keep, verdict.undo) for _, _, _, verdict in said] == [
+        (True, False),
+        (False, True),
+        (False, True),
+        (False, False),  # sound, but epoch 1 is better
+        (True, False),
+    ]
+    assert budgets == pytest.approx([0.1, 0.1, 0.075, 0.05625, 0.05625]) and result.epoch == 5
+    for (row, seen, rows, verdict), budget in zip(said, budgets, strict=True):
+        stranger, at = make(model, parts(digits)[1]), replace(seen, rows=rows)
+        assert stranger.budget(at) == budget and stranger.after_epoch(row, at) == verdict
+
+
+def test_overfitting_is_judged_at_the_budget_reached(digits, monkeypatch):
+    """Above it even a plainly trained model withstands one step and not ten: the ramp's first epochs are no fault."""
+    survive = {0.1: False, 0.02: True}  # under PGD, by budget
+
+    def immune(model, image_set, epsilons):
+        return image_set.labels.expand(len(epsilons), -1)
+
+    def survivors(model, image_set, epsilons, *, steps, seed):
+        return torch.tensor([[survive[round(eps, 6)]] * len(image_set) for eps in epsilons])
+
+    monkeypatch.setattr(robustness, "fgsm_predictions", immune)
+    monkeypatch.setattr(robustness, "pgd_survivors", survivors)
+    opponent = Adversary(new_model(digits), parts(digits)[1], SETTINGS)
+    early = opponent.after_epoch({"val_accuracy": 0.9}, progress(done=0.1)).figures
+    assert (early["eps"], early["val_fgsm"], early["val_pgd"], early["gap"]) == (pytest.approx(0.02), 1.0, 0.0, 0.0)
+    late = opponent.after_epoch({"val_accuracy": 0.9}, progress(done=0.9)).figures
+    assert (early["overfitted"], late["overfitted"], late["gap"]) == (0, 1, 1.0)
+
+
+def test_a_near_constant_epoch_is_never_kept_however_well_it_withstands(digits, tmp_path, capsys):
+    """Ten classes: an answer that is almost always the same is right on 0.15 of all images under any attack."""
+    script = {1: (0.3, 0.05, 0.05), 2: (0.22, 0.2, 0.2), 3: (0.5, 0.1, 0.1), 4: (0.4, 0.02, 0.02)}
+    _, result = fit(digits, tmp_path, RECIPE, scripted(script, replace(SETTINGS, ramp=0.0)))
+    assert [row["collapsed"] for row in result.rows] == [0, 1, 0, 0]
+    assert result.epoch == 3
+    assert capsys.readouterr().out.count("little better than chance: going back\n") == 1
+
+
+class Constant(nn.Module):
+    """Class 0, always, or for the images that `knows` it the right one."""
+
+    def __init__(self, knows: bool):
+        super().__init__()
+        self.knows = knows
+
+    def forward(self, x):
+        brightness = x.mean((1, 2, 3))
+        other = (brightness - 0.5) * 20 if self.knows else brightness * 0 - 1
+        return torch.stack([-other, other], dim=1)
+
+
+def test_collapse_is_judged_against_the_share_of_the_commonest_class():
+    """Of 95 % black images: always saying so is right on 95 %, and knows nothing. One of two classes is no chance."""
+    labels = (torch.arange(200) % 20 == 0).long()
+    val_set = images.ImageSet((255 * labels).to(torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 8, 8), labels, ["a", "b"])
+    for model, collapsed in ((Constant(knows=False), 1), (Constant(knows=True), 0)):
+        opponent = Adversary(model, val_set, SETTINGS)
+        accuracy = evaluation.accuracy(model, val_set)
+        verdict = opponent.after_epoch({"val_accuracy": accuracy}, progress(0.5, [good()]))
+        figures = verdict.figures
+        assert accuracy == (0.95 if collapsed else 1.0)
+        assert (figures["collapsed"], figures["overfitted"]) == (collapsed, 0)
+        assert (verdict.keep, verdict.undo) == (not collapsed, bool(collapsed))
+        said = train_robust.worth({**figures, "trained_eps": SETTINGS.eps}, SETTINGS.eps, opponent.chance)
+        assert ("no more than guessing (95%): it is no defence" in said) == bool(collapsed)
+        assert ("leaves 100.0% of the validation images correct, where guessing gives 95%" in said) != bool(collapsed)
+
+
+def test_the_worth_of_a_model_is_said_against_guessing_and_the_budget_it_trained_at():
+    said = train_robust.worth({"val_pgd": 0.2, "trained_eps": 0.1}, 0.3, 0.1)
+    assert "(it was trained at up to 0.1: " in said and said.endswith("where guessing gives 10%")
+    for val_pgd, guessing in ((0.1, True), (0.101, False)):
+        said = train_robust.worth({"val_pgd": val_pgd, "trained_eps": 0.3}, 0.3, 0.1)
+        assert ("it is no defence" in said) == guessing and "trained at" not in said
+
+
+def test_the_budget_stops_where_nothing_more_is_learnt(digits, tmp_path):
+    """Above `largest_budget` eps changes what is measured, not what is trained: the weights are the same."""
+    short = replace(RECIPE, epochs=2)
+    (at_limit, near), (beyond, far) = (
+        fit(digits, tmp_path, short, against(replace(SETTINGS, largest_budget=0.05, eps=eps))) for eps in (0.05, 0.3)
+    )
+    assert same(at_limit, beyond)
+    assert [row["eps"] for row in near.rows] == [row["eps"] for row in far.rows]
+    assert far.rows[-1]["eps"] == 0.05 and far.rows[-1]["val_pgd"] < near.rows[-1]["val_pgd"]
+    assert far.rows[-1]["val_pgd_at_goal"] == near.rows[-1]["val_pgd"]
+
+
+def test_no_sound_epoch_is_an_error_that_says_what_to_turn(digits, tmp_path):
+    with pytest.raises(UserError, match="lower eps"):
+        fit(digits, tmp_path, replace(RECIPE, epochs=1), against(replace(SETTINGS, overfitting_gap=-1.0)))
+    broken = {1: (0.9, 0.9, 0.0), 2: (0.1, 0.1, 0.1)}
+    with pytest.raises(UserError, match=r"lower eps, or raise train_robust\.noise"):
+        fit(digits, tmp_path, replace(RECIPE, epochs=2), scripted(broken))
+    _, result = fit(digits, tmp_path / "sound", replace(RECIPE, epochs=2), scripted({1: SOUND, 2: broken[2]}))
+    assert result.epoch == 1  # one sound epoch is enough
+
+
+def test_plain_fgsm_at_a_large_budget_does_overfit_catastrophically(digits, tmp_path):
+    """The study's own recipe, for real: accuracy under its own step far above accuracy under PGD, and noticed."""
+    studys = replace(
+        SETTINGS, eps=0.35, largest_budget=0.35, attack="fgsm", noise=0.0, fraction=1.0, ramp=0.0, pgd_steps=10
+    )
+    rows = []
+    recipe = replace(RECIPE, epochs=8, learning_rate=0.2)
+    try:
+        _, result = fit(
+            digits, tmp_path, recipe, against(studys), log=lambda found: rows.__setitem__(slice(None), found)
+        )
+    except UserError:  # no epoch was sound
+        pass
+    else:
+        assert not (rows[result.epoch - 1]["overfitted"] or rows[result.epoch - 1]["collapsed"])
+    assert any(row["overfitted"] or row["collapsed"] for row in rows)
+
+
+def test_overfitting_that_is_not_undone_stays_and_the_last_epoch_is_kept(digits, tmp_path, capsys):
+    """As the reproduced study trained: marked, not mended."""
+    script = {1: (0.9, 0.55, 0.5), 2: (0.9, 0.9, 0.0), 3: (0.9, 0.9, 0.0)}
+    opponent = scripted(script, replace(SETTINGS, undo_overfitting=False))
+    _, result = fit(digits, tmp_path, replace(RECIPE, epochs=3), opponent)
+    assert result.epoch == 3 and [row["overfitted"] for row in result.rows] == [0, 1, 1]
+    assert [row["eps"] for row in result.rows][-1] == SETTINGS.eps  # the budget did not shrink
+    assert "catastrophic overfitting\n" in capsys.readouterr().out
