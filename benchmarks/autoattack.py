@@ -18,11 +18,12 @@ import torch
 from benchmarks import common
 from stages.common import artifacts, attacks, device, evaluation, images, models, params, robustness
 from stages.common.audit.subject import Subject
-from stages.common.errors import run
+from stages.common.errors import UserError, run
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
 
 STEPS, RESTARTS, PGD_IMAGES = 50, 10, 1000
+FEWEST = 4  # classes: logits that the targeted difference of logits ratio looks at (Croce and Hein 2020)
 
 
 def main() -> None:
@@ -40,6 +41,11 @@ def main() -> None:
     budgets = args.eps or sorted({attacks.EIGHT, knobs.eps})
     device.keep_freed_memory()
     model, test = models.load_checkpoint(args.checkpoint), images.read("test")
+    if len(model.classes) < FEWEST:
+        raise UserError(
+            f"{args.checkpoint} knows {len(model.classes)} classes: AutoAttack's targeted loss compares {FEWEST} logits. "
+            "The audit's strongest attack takes any number: see metrics/audit.json"
+        )
     print(common.machine())
     lines = [
         f"| eps | clean | FGSM | PGD-{STEPS} x {RESTARTS} | the audit's PGD-{knobs.audit.pgd_steps} x "

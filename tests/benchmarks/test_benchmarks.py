@@ -1,5 +1,6 @@
 """The benchmarks run, and both sides of each compute the same thing. Times are never asserted."""
 
+import sys
 from operator import attrgetter
 
 import pandas as pd
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import autoattack, common, frontier, ood, scaling, sweep, time_to_accuracy, training, variants
-from stages.common import evaluation, images, models, params
+from stages.common import artifacts, evaluation, images, models, params
 from stages.common.errors import UserError
 
 
@@ -64,6 +65,15 @@ def test_autoattack_breaks_what_no_gradient_protects(digits):
     assert autoattack.restarted(model, few, 0.3, 5, 2, 0) == 0
     assert autoattack.restarted(model, few, 1e-9, 2, 2, 0) == 1
     assert not autoattack.audit(model, few, 0.3, params.load()).strongest.any()
+
+
+def test_autoattack_says_beforehand_that_it_needs_four_classes(tmp_path, monkeypatch):
+    model = models.build("simple_cnn", channels=3, classes=["cat", "dog"])
+    artifacts.write_checkpoint(tmp_path / "robust.pt", models.checkpoint(model))
+    monkeypatch.setattr(images, "read", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["autoattack", "--checkpoint", str(tmp_path / "robust.pt")])
+    with pytest.raises(UserError, match="knows 2 classes"):
+        autoattack.main()
 
 
 def test_a_variant_is_trained_and_its_row_says_so(few_digits):
