@@ -43,8 +43,8 @@ def main() -> None:
     model, test = models.load_checkpoint(args.checkpoint), images.read("test")
     if len(model.classes) < FEWEST:
         raise UserError(
-            f"{args.checkpoint} knows {len(model.classes)} classes: AutoAttack's targeted loss compares {FEWEST} logits. "
-            "The audit's strongest attack takes any number: see metrics/audit.json"
+            f"{args.checkpoint} knows {len(model.classes)} classes: AutoAttack's targeted loss needs {FEWEST}; "
+            "see the audit's strongest attack, which takes any number"
         )
     print(common.machine())
     lines = [

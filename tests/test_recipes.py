@@ -104,6 +104,12 @@ def test_a_stage(clone):
     assert "plots/confusion.csv" in call(clone, "dvc", "plots", "show", "--json", "plots/confusion.csv").stdout
 
 
+def test_a_check(clone):
+    assert ran(run(RECIPES["A check of the audit"], clone)) == {"audit"}
+    found = metrics(clone, "audit")
+    assert all(found[model]["beats_the_commonest_class"] in (0, 1) for model in ("standard", "robust"))
+
+
 def test_a_team_shares_checkpoints_through_a_remote(clone, tmp_path_factory):
     """dvc push, a fresh clone, dvc pull: every plot comes back, and nothing is trained."""
     store, other = tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("other")
