@@ -30,9 +30,8 @@ def main() -> None:
         for name, split in splits.items():
             classes = np.array(split.classes)
             artifacts.write_arrays(_path(name), images=split.images, labels=split.labels, classes=classes)
-        metrics = describe(knobs.dataset, splits) | {"files": account.summary()}
-        metrics["copies"] = {copy.where: copy.number for copy in found}
-        artifacts.write_metrics(METRICS, metrics)
+        of_files = {"files": account.summary(), "copies": {kind.where: kind.number for kind in found}}
+        artifacts.write_metrics(METRICS, describe(knobs.dataset, splits) | of_files)
     except BaseException:
         for path in (METRICS, *map(_path, splits)):  # sets of two different runs must not stand side by side
             path.unlink(missing_ok=True)

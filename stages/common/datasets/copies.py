@@ -28,26 +28,22 @@ def find(splits: Mapping[str, Split], account: Account) -> list[Copies]:
     """Copies by content, each kind with its count: test images that were learnt from (in train or val), OOD images that
     are in-distribution ones, and images learnt as two classes.
     """
-    keys = {name: _keys(split) for name, split in splits.items() if name != "extra"}
-    learnt = {key for name in ("train", "val") for key in keys[name]}
-    inside = learnt | set(keys["test"])
-    first_label: dict[bytes, str] = {}
+    keys = {name: [key(pixels) for pixels in split.images] for name, split in splits.items() if name != "extra"}
+    learnt = {*keys["train"], *keys["val"]}
+    inside = learnt.union(keys["test"])
+    first_class: dict[bytes, str] = {}
     twice = []
     for name in ("train", "val", "test"):
-        for index, (key, label) in enumerate(zip(keys[name], splits[name].labels, strict=True)):
-            known = first_label.setdefault(key, splits[name].classes[label])
-            if known != splits[name].classes[label]:
+        for index, content in enumerate(keys[name]):
+            class_name = splits[name].classes[splits[name].labels[index]]
+            if first_class.setdefault(content, class_name) != class_name:
                 twice.append((name, index))
-    return [
-        _copies("test images that are training or validation images too", "test", keys, learnt, splits, account),
-        _copies("OOD images that are images of a learnt class", "ood", keys, inside, splits, account),
-        Copies(
-            "images that stand in two classes",
-            len(twice),
-            sum(len(splits[name]) for name in ("train", "val", "test")),
-            _name(splits[twice[0][0]], twice[0][1], account) if twice else "",
-        ),
-    ]
+    found = {  # what kind of copies: which images, as the name of a split and an index, and of how many
+        "test images that are training or validation images too": (_known("test", keys, learnt), len(keys["test"])),
+        "OOD images that are images of a learnt class": (_known("ood", keys, inside), len(keys["ood"])),
+        "images that stand in two classes": (twice, sum(len(keys[name]) for name in ("train", "val", "test"))),
+    }
+    return [Copies(where, len(places), of, _example(places, splits, account)) for where, (places, of) in found.items()]
 
 
 def refuse(found: list[Copies], allowed: float, knob: str) -> None:
@@ -72,24 +68,16 @@ def key(pixels: np.ndarray) -> bytes:
     return hashlib.sha1(np.ascontiguousarray(pixels).data, usedforsecurity=False).digest()
 
 
-def _keys(split: Split) -> list[bytes]:
-    return [key(pixels) for pixels in split.images]
+def _known(name: str, keys: Mapping[str, list[bytes]], known: set[bytes]) -> list[tuple[str, int]]:
+    """The images of a split whose pixels are among the known ones."""
+    return [(name, index) for index, content in enumerate(keys[name]) if content in known]
 
 
-def _copies(
-    where: str,
-    name: str,
-    keys: Mapping[str, list[bytes]],
-    known: set[bytes],
-    splits: Mapping[str, Split],
-    account: Account,
-) -> Copies:
-    found = [index for index, found_key in enumerate(keys[name]) if found_key in known]
-    example = _name(splits[name], found[0], account) if found else ""
-    return Copies(where, len(found), len(keys[name]), example)
-
-
-def _name(split: Split, index: int, account: Account) -> str:
-    """The files of an image where these are known, else its class."""
+def _example(places: list[tuple[str, int]], splits: Mapping[str, Split], account: Account) -> str:
+    """The files of the first image where these are known, else its class; nothing of no image."""
+    if not places:
+        return ""
+    name, index = places[0]
+    split = splits[name]
     files = account.origins.get(key(split.images[index]), [])
     return " and ".join(files[:2]) if files else f"one of class {split.classes[split.labels[index]]!r}"

@@ -87,9 +87,9 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 def class_files(root: Path, knob: str, account: Account) -> dict[str, list[Path]]:
     """The image files of each class folder below `root`, in its subfolders too."""
-    folders = [path for path in sorted(root.iterdir()) if _is_folder(path)]
-    account.left_out["in no class folder"] += sum(path.is_file() and not _is_system(path) for path in root.iterdir())
-    files = {folder.name: sorted(_images_below(folder, account)) for folder in folders}
+    entries = sorted(root.iterdir())
+    account.left_out["in no class folder"] += sum(path.is_file() and not _is_system(path) for path in entries)
+    files = {path.name: sorted(_images_below(path, account)) for path in entries if _is_folder(path)}
     empty = [str(root / name) for name in files if not files[name]]
     if empty or not files:
         raise UserError(

@@ -1,6 +1,7 @@
 """One image file as pixels: whatever Pillow reads, upright, 8 bits a channel, of a size that is known beforehand."""
 
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ class Picture(NamedTuple):
     transparent: bool
 
 
+@cache
 def suffixes() -> frozenset[str]:
     """The endings of files that are taken for images, in small letters."""
     Image.init()
