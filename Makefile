@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup demo test repro lint deps templates figures report seeds experiments queue bench autoattack lock clean
+.PHONY: help setup check demo examine test repro lint deps templates figures report seeds experiments queue bench autoattack lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -20,13 +20,22 @@ setup: .venv/.installed   ## a virtual environment with the pinned packages
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchattacks==3.5.1
 	@touch $@
 
+check: setup     ## is all there that a run needs? Parameters, data and machine, in seconds
+	@python -m scripts.check
+
 demo: setup      ## the whole pipeline on scikit-learn's digits: no download, three minutes, nothing here changes
 	@sh scripts/demo.sh
 
+examine: $(and $(MODEL),$(IMAGES),setup)   ## one classifier judged: make examine MODEL=py:my_model.py:build IMAGES=photos/test ARGS="--budget 10m"
+	@$(if $^,,$(error name both: make examine MODEL=py:my_model.py:build IMAGES=photos/test))
+	@python -m scripts.examine "$$MODEL" --images "$$IMAGES" $(ARGS)
+
+# A worker a core, each with a thread of its own: beside each other, threads would wait for one another
 test: setup      ## every test, the pipeline on the digits included
-	pytest
+	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile
 
 repro: setup     ## the CIFAR study: about an hour on two cores
+	@python -m scripts.mend
 	dvc repro
 
 lint: setup      ## ruff: faults and format; mypy: types; dvc.yaml and .dvc/plots as their programs write them

@@ -10,6 +10,7 @@ processor that they were timed on, and drawn as docs/frontier.png.
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,9 +32,8 @@ def measure(epochs: int, widths: Sequence[int] | None = None) -> dict[str, float
         overrides["models.whitened_cnn.widths"] = list(widths)
     knobs = params.load(overrides=overrides)
     train, val, test = (images.read(name) for name in ("train", "val", "test"))
-    model = training.new_model(knobs, train)
-    smoothing = knobs.train_standard.label_smoothing
-    recipe = training.Recipe.from_params(knobs, device.of(model), epochs=epochs, label_smoothing=smoothing)
+    model = training.new_model(knobs, "standard", train)
+    recipe = replace(training.Recipe.from_params(knobs, "standard", device.of(model)), epochs=epochs)
     with TemporaryDirectory() as folder:
         start = time.perf_counter()
         training.train(model, train, val, recipe, resume_in=Path(folder), name=f"{epochs} epochs")

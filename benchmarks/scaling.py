@@ -43,13 +43,12 @@ def of_widths(widths: Sequence[int]) -> params.Params:
 def epoch(image_set: ImageSet, widths: Sequence[int]) -> Callable[[], None]:
     """An epoch of standard training at full image size, with the set-up that comes with it."""
     knobs = of_widths(widths)
-    smoothing = knobs.train_standard.label_smoothing
-    recipe = training.Recipe.from_params(knobs, torch.device("cpu"), epochs=1, label_smoothing=smoothing)
+    recipe = replace(training.Recipe.from_params(knobs, "standard", torch.device("cpu")), epochs=1)
     recipe = replace(recipe, early_size=None)
     few = common.take(image_set, 10)
 
     def call() -> None:
-        model = training.new_model(knobs, image_set)
+        model = training.new_model(knobs, "standard", image_set)
         with tempfile.TemporaryDirectory() as folder:
             training.train(model, image_set, few, recipe, resume_in=Path(folder), name="epoch")
 
@@ -71,7 +70,7 @@ def main() -> None:
     train = images.read("train")
     parts = {count: common.take(train, count) for count in IMAGES}
     default = params.load().models.whitened_cnn.widths
-    model = training.new_model(of_widths(default), train).eval()
+    model = training.new_model(of_widths(default), "standard", train).eval()
     lines = [
         "| what grows | seconds (times the first) |",
         "|---|---|",

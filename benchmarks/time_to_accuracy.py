@@ -68,13 +68,12 @@ def ours(train: ImageSet, test: ImageSet, goal: float) -> tuple[float, float]:
     """Seconds of the shortest training that reaches `goal`, and its accuracy."""
     knobs = params.load()
     few = common.take(train, 10)  # validation is no part of the race
-    smoothing = knobs.train_standard.label_smoothing
     for epochs, share in LENGTHS:
-        plan = training.Recipe.from_params(knobs, torch.device("cpu"), epochs=epochs, label_smoothing=smoothing)
+        plan = replace(training.Recipe.from_params(knobs, "standard", torch.device("cpu")), epochs=epochs)
         rate = plan.learning_rate * (BATCH_SIZE / plan.batch_size) ** 0.5
         plan = replace(plan, batch_size=BATCH_SIZE, learning_rate=rate)
         some = common.take(train, round(share * len(train)))
-        model = training.new_model(knobs, some)
+        model = training.new_model(knobs, "standard", some)
         with TemporaryDirectory() as folder:
             start = time.perf_counter()
             training.train(model, some, few, plan, resume_in=Path(folder), name="ours")

@@ -43,8 +43,7 @@ def data(quick: bool) -> tuple[ImageSet, ImageSet]:
 def recipe(quick: bool) -> training.Recipe:
     """The study's own, for one epoch at full image size, so that both sides see the same images."""
     knobs = params.load()
-    smoothing = knobs.train_standard.label_smoothing
-    whole = training.Recipe.from_params(knobs, torch.device("cpu"), epochs=1, label_smoothing=smoothing)
+    whole = replace(training.Recipe.from_params(knobs, "standard", torch.device("cpu")), epochs=1)
     return replace(whole, early_size=None, batch_size=64 if quick else whole.batch_size)
 
 
@@ -52,7 +51,7 @@ def ours(quick: bool) -> float:
     """Seconds of an epoch of `training.train`."""
     device.keep_freed_memory()
     train, val = data(quick)
-    model = training.new_model(params.load(), train)
+    model = training.new_model(params.load(), "standard", train)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         training.train(model, train, val, recipe(quick), resume_in=Path(folder), name="ours")
@@ -92,7 +91,7 @@ def peer(quick: bool) -> float:
     """Seconds of an epoch of the loop that tutorials teach."""
     train, _ = data(quick)
     plan = recipe(quick)
-    model = training.new_model(params.load(), train)
+    model = training.new_model(params.load(), "standard", train)
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's annotation lacks this one
     pictures = Pictures(train, augmenting(train.images.shape[-1], plan.translate))
     loader = DataLoader(pictures, batch_size=plan.batch_size, shuffle=True, drop_last=True)
@@ -116,7 +115,7 @@ def peer(quick: bool) -> float:
 def step_flop(quick: bool) -> float:
     """Floating-point operations of the training of one image: forward, and backward to the weights."""
     train, _ = data(quick)
-    model = training.new_model(params.load(), train)
+    model = training.new_model(params.load(), "standard", train)
     x, y = images.to_float(train.images[:16]), train.labels[:16]
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(model(x), y).backward()

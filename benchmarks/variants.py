@@ -94,9 +94,8 @@ def measure(name: str, eps: float, count: int, epochs: int, seed: int) -> dict[s
     )
     train, val, test = (images.read(part) for part in ("train", "val", "test"))
     train = common.take(train, count)
-    model = training.new_model(knobs, train)
-    smoothing = knobs.train_robust.label_smoothing
-    recipe = training.Recipe.from_params(knobs, device.of(model), epochs=epochs, label_smoothing=smoothing)
+    model = training.new_model(knobs, "robust", train)
+    recipe = replace(training.Recipe.from_params(knobs, "robust", device.of(model)), epochs=epochs)
     recipe = replace(recipe, batch_size=min(recipe.batch_size, count))
     averaged = AveragedModel(model, use_buffers=True)  # of the weights and BatchNorm's moments after late epochs
 

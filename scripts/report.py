@@ -12,9 +12,10 @@ import os
 import platform
 import string
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import vl_convert
@@ -70,6 +71,39 @@ def _verdict(verdict: str, seen: str) -> str:
     return f'<td class="{kind}" title="{html.escape(seen)}">{verdict}</td>'
 
 
+def data(found: Mapping[str, Any]) -> str:
+    """Images per split and class, and what became of the files; `found` is metrics/data.json."""
+    by_split: Mapping[str, Mapping[str, int]] = found["images_per_class"]
+    rows = []
+    for name in dict.fromkeys(name for counts in by_split.values() for name in counts):
+        cells = "".join(f"<td>{counts[name]:,}</td>" if name in counts else "<td></td>" for counts in by_split.values())
+        rows.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
+    head = "".join(f"<th>{split}</th>" for split in by_split)
+    whole = "".join(f"<td>{found['sizes'][split]:,}</td>" for split in by_split)
+    table = f"<table><tr><th>images</th>{head}</tr><tr><th>all</th>{whole}</tr>{''.join(rows)}</table>"
+    return f'<div class="scrolled">{table}</div><ul>{"".join(_account(found))}</ul>'
+
+
+def _account(found: Mapping[str, Any]) -> Iterator[str]:
+    """Items of a list: copies, a warning if there are any; files left out and why; what was done to images."""
+    for where, number in found["copies"].items():
+        said = f"{number:,} {html.escape(where)}"
+        yield f'<li class="fail">warning: the same image twice: {said}</li>' if number else f"<li>{said}</li>"
+    files, sets = found["files"], ", ".join(found["extra_sets"])
+    if sets:
+        yield f"<li>{found['sizes']['extra']:,} images of more OOD sets: {html.escape(sets)}</li>"
+    yield f"<li>left out: {_counts(files['left_out']) or 'no file'}</li>"
+    if files["resized_from"]:
+        shape = "x".join(str(side) for side in reversed(found["image_shape"][1:]))
+        yield f"<li>resized to {shape}: {_counts(files['resized_from'], of='of ')}</li>"
+    if files["laid_on_white"]:
+        yield f"<li>laid on white, since transparent in places: {files['laid_on_white']:,}</li>"
+
+
+def _counts(counts: Mapping[str, int], of: str = "") -> str:
+    return html.escape(", ".join(f"{number:,} {of}{what}" for what, number in counts.items()))
+
+
 def pictures(folder: Path) -> str:
     """Every PNG of `folder`, carried in the page."""
     figures = []
@@ -80,10 +114,11 @@ def pictures(folder: Path) -> str:
     return "\n".join(figures)
 
 
-def environment() -> str:
+def environment(images: str) -> str:
+    """What the page was made from; `images` is their fingerprint."""
     facts = {
         "commit": _git("describe", "--always", "--dirty"),
-        "images": json.loads((artifacts.METRICS / "data.json").read_text(encoding="utf-8"))["fingerprint"],
+        "images": images,
         "Python": platform.python_version(),
         **{package: version(package) for package in ("torch", "torchvision", "dvc")},
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -101,20 +136,22 @@ def page(revision: str | None) -> str:
     now, before = summary.read(None), summary.read(revision) if revision else None
     params = Path("params.yaml").read_text(encoding="utf-8")
     knobs = YAML(typ="safe", pure=True).load(params)
+    images = json.loads((artifacts.METRICS / "data.json").read_text(encoding="utf-8"))
     specs = picture.specs(revision)
     for spec in specs.values():
         spec.pop("$schema", None)  # names the Vega-Lite of DVC's own page; the one carried here is newer and says so
     bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its annotation lacks the default
-    plots = json.dumps(specs).replace("</", "<\\/")  # "</" would end the script that carries the plots
+    plots = json.dumps(specs).replace("<", "\\u003c")  # a class of this name could end the script that carries them
     return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         dataset=html.escape(str(knobs["dataset"])),
         eps=html.escape(str(knobs["eps"])),
         compared=f", compared with <b>{html.escape(revision)}</b>" if revision else "",
         headline=headline(now, before),
         audit=audit(verdicts.read()),
+        data=data(images),
         pictures=pictures(artifacts.IMAGES),
         params=html.escape(params),
-        environment=environment(),
+        environment=environment(images["fingerprint"]),
         vega=bundle.replace("</script", "<\\/script"),
         plots=plots,
     )

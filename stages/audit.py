@@ -11,48 +11,47 @@ A failed check does not stop the run unless audit.strict is true: it says which 
 """
 
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stages.common import artifacts, attacks, device, errors, evaluation, figures, images, params
+from stages.common import artifacts, device, errors, evaluation, figures, images, params
 from stages.common.artifacts import MODELS
-from stages.common.audit import probes
-from stages.common.audit.checks import CHECKS
+from stages.common.audit import probes, verdicts
 from stages.common.audit.finding import VERDICTS
 from stages.common.audit.subject import Subject
 
-STYLES = {"pass": "green", "warn": "yellow", "FAIL": "bold red", "n/a": "dim"}
-WIDTH = max(map(len, CHECKS))
 SURFACE = np.linspace(-1, 1, 17)  # of eps, in both directions
 SURFACE_IMAGES = 100  # the loss is a mean over so many, of those that are classified correctly
 SEARCHED = np.linspace(0, 0.3, 61).tolist()  # budgets of plots/smallest_eps.csv
 
 
 def main() -> None:
-    knobs = params.load()
+    knobs = params.load_prepared()
     test = images.read("test")
     both = evaluation.load_both(test, device.choose(knobs.device))
     audited = test.take(images.sample(test.labels, knobs.audit.images))
 
     metrics: dict[str, dict[str, Any]] = {}
-    verdicts, smallest, surfaces = [], [], {}
+    seen, smallest, surfaces = [], [], {}
     for name, other in (MODELS, MODELS[::-1]):
         subject = Subject.from_params(
             knobs, model=both[name], other=both[other], defended=name == "robust", image_set=audited
         )
         print(f"{name} model, {len(audited)} test images", flush=True)
-        rows = [row(name, check, subject) for check in CHECKS]
-        verdicts += rows
-        metrics[name] = figures_of(subject, {r["check"]: r["verdict"] for r in rows})
+        rows = []
+        for row in verdicts.judge(subject):
+            print(verdicts.line(row, sys.stdout), flush=True)
+            rows.append(row)
+        seen += [{"model": name, **row} for row in rows]
+        metrics[name] = verdicts.figures_of(subject, rows)
         artifacts.write_table(artifacts.PLOTS / f"audit_{name}.csv", list(subject.curves()))
         smallest += [{"model": name, **shares} for shares in subject.shares_changed(SEARCHED)]
         surfaces[name] = surface(subject)
 
-    artifacts.write_table(artifacts.PLOTS / "audit_verdicts.csv", verdicts)
+    artifacts.write_table(artifacts.PLOTS / "audit_verdicts.csv", seen)
     artifacts.write_table(artifacts.PLOTS / "smallest_eps.csv", smallest)
     picture = figures.loss_surfaces(surfaces, (SURFACE * knobs.eps).tolist())
     artifacts.write_figure(artifacts.IMAGES / "loss_surface.png", picture)
@@ -64,31 +63,6 @@ def main() -> None:
     if knobs.audit.strict and any(counts["failed"] for counts in metrics.values()):
         raise errors.UserError(f"audit: {summary}; audit.strict is true, so this run fails")
     print(f"audit: {summary}\nnext: dvc metrics diff, dvc plots show, make report")
-
-
-def figures_of(subject: Subject, verdicts: Mapping[str, str]) -> dict[str, Any]:
-    """What metrics/audit.json says of a model; a check that had nothing to look at is not in it."""
-    strongest = {eps: float(subject.strongest_at(eps).double().mean()) for eps in (subject.eps, attacks.EIGHT)}
-    return {
-        **{check: int(verdict == "pass") for check, verdict in verdicts.items() if verdict in VERDICTS},
-        **{kind: sum(found == verdict for found in verdicts.values()) for verdict, kind in VERDICTS.items()},
-        "strongest": strongest[subject.eps],
-        "at_8_255": {"strongest": strongest[attacks.EIGHT]},
-        "median_eps": {attack: median(eps) for attack, eps in subject.smallest_eps.items()},
-    }
-
-
-def row(model: str, check: str, subject: Subject) -> dict[str, str]:
-    """Make one check and print its line."""
-    finding = CHECKS[check](subject)
-    meaning = finding.otherwise if finding.verdict in ("warn", "FAIL") else ""
-    verdict = errors.paint(finding.verdict, STYLES[finding.verdict], sys.stdout)
-    print(f"  {verdict}  {check:<{WIDTH}}  {finding.seen}{meaning and ': '}{meaning}", flush=True)
-    return {"model": model, "check": check, "verdict": finding.verdict, "seen": finding.seen, "meaning": meaning}
-
-
-def median(eps: Tensor) -> float:
-    return float(eps.clamp(max=probes.LARGEST).double().median())
 
 
 def surface(subject: Subject) -> Tensor:

@@ -13,7 +13,7 @@ from stages.common import artifacts, attacks, device, errors, evaluation, figure
 
 
 def main() -> None:
-    knobs = params.load()
+    knobs = params.load_prepared()
     test = images.read("test")
     subset = test.take(images.sample(test.labels, knobs.fgsm_sweep.pgd_images))
     both = evaluation.load_both(test, device.choose(knobs.device))

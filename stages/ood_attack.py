@@ -16,19 +16,23 @@ from stages.common.detection.scores import Options
 
 
 def main() -> None:
-    knobs = params.load()
+    knobs = params.load_prepared()
     chosen = knobs.ood_attack
     train, *sides = (images.read(name) for name in ("train", "test", "ood"))
     inside, outside = (side.take(images.sample(side.labels, chosen.images)) for side in sides)
     both = evaluation.load_both(train, device.choose(knobs.device))
     sight, options = detectors.Sight.from_params(knobs), Options.from_params(knobs)
     budgets = sorted({0.0, knobs.eps, *chosen.epsilons})
+    applicable = detectors.of_both(both, options, train)
+    names = [name for name in chosen.detectors if name in applicable]
+    if not names:
+        raise errors.UserError(
+            f"params.yaml: ood_attack.detectors: allowed are {', '.join(applicable)} of these models"
+        )
 
     found: dict[str, dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]] = {}  # as evasion.Found
     for model_name, model in both.items():
-        fitted = detectors.fit_on(
-            model, train, sight, options, names=chosen.detectors, description=f"{model_name}: train"
-        )
+        fitted = detectors.fit_on(model, train, sight, options, names=names, description=f"{model_name}: train")
         found[model_name] = {}
         for name, apply in fitted.items():
             down, up = (
@@ -60,7 +64,7 @@ def main() -> None:
             *(side[at] for side in found["standard"][name]["pgd"]),
             confidence=level,
         )
-        for name in chosen.detectors
+        for name in names
     }
     sizes = {"id": len(inside), "ood": len(outside)}
     artifacts.write_metrics(

@@ -8,7 +8,7 @@ Out: metrics/ood.json, of the main OOD set; plots/ood_scores.csv, every figure o
 Scores are fitted on the training images; the validation images set the thresholds. No OOD image decides anything.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ WIDE = 0.2  # an AUROC interval beyond which no two scores can be told apart
 
 
 def main() -> None:
-    knobs = params.load()
+    knobs = params.load_prepared()
     train, val, test, ood, extra = (images.read(name) for name in ("train", "val", "test", MAIN, "extra"))
     unknown = {MAIN: ood, **images.by_prefix(extra)}
     sets = {"val": val, "id": test, **unknown}
@@ -37,8 +37,9 @@ def main() -> None:
 
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {}  # confidences [model][detector][set]
     taken_for: dict[str, dict[str, Tensor]] = {}  # predicted classes [model][set]
+    names = detectors.of_both(both, Options.from_params(knobs), train)
     for name, model in both.items():
-        found[name], taken_for[name] = examine(name, model, train, sets, knobs)
+        found[name], taken_for[name] = examine(name, model, train, sets, names, knobs)
 
     main_pairs = {m: {s: (parts["id"], parts[MAIN]) for s, parts in found[m].items()} for m in MODELS}
     results = {
@@ -66,15 +67,20 @@ def main() -> None:
 
 
 def examine(
-    name: str, model: Classifier, train: ImageSet, sets: Mapping[str, ImageSet], knobs: params.Params
+    name: str,
+    model: Classifier,
+    train: ImageSet,
+    sets: Mapping[str, ImageSet],
+    names: Sequence[str],
+    knobs: params.Params,
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Tensor]]:
     """One model's confidences [detector][set] and predicted classes [set]. Frees all that it has fitted and seen."""
     sight, options = detectors.Sight.from_params(knobs), Options.from_params(knobs)
-    fitted = detectors.fit_on(model, train, sight, options, description=f"{name}: train")
+    fitted = detectors.fit_on(model, train, sight, options, names=names, description=f"{name}: train")
     confidences: dict[str, dict[str, np.ndarray]] = {score: {} for score in fitted}
     taken_for = {}
     for key, part in sets.items():
-        seen = detectors.see(model, part, sight, description=f"{name}: {key}")
+        seen = detectors.see(model, part, sight, names=detectors.views_of(names), description=f"{name}: {key}")
         taken_for[key] = seen["plain"].logits.argmax(1)
         for score, values in detectors.score(fitted, seen).items():
             confidences[score][key] = values.numpy()

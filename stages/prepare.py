@@ -21,9 +21,12 @@ METRICS = artifacts.METRICS / "data.json"
 
 def main() -> None:
     knobs = params.load()
-    account = Account()
+    account, looked = Account(), datasets.look(knobs)
+    if looked is not None:
+        refuse_what_is_not_there(knobs, looked.images["train"])  # before the minutes that decoding may take
     splits = datasets.load(knobs, account)
-    faults.refuse(faults.found_in_data(knobs, splits["train"].classes, len(splits["train"])))
+    if looked is None:
+        refuse_what_is_not_there(knobs, _per_class(splits["train"]))
     found = copies.find(splits, account)
     copies.refuse(found, knobs.data.prepare.copies, f"datasets.{knobs.dataset}.prepare.copies")
     try:
@@ -40,6 +43,11 @@ def main() -> None:
         print(line)
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     print(f"{knobs.dataset}: {sizes} images in {artifacts.PREPARED}; next: train_standard and train_robust")
+
+
+def refuse_what_is_not_there(knobs: params.Params, learnt: Mapping[str, int]) -> None:
+    """Raise UserError where parameters name what is none of the classes `learnt`, or ask for more images than these."""
+    faults.refuse(faults.found_in_data(knobs, list(learnt), sum(learnt.values())))
 
 
 def _path(name: str) -> Path:

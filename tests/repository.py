@@ -54,7 +54,8 @@ def new_repository(folder: Path, knobs: dict[str, str]) -> Path:
 def call(folder: Path, *command: str, ok: bool = True) -> subprocess.CompletedProcess:
     identity = {f"GIT_{who}_{what}": "tests@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     env = os.environ | identity | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    env.pop("PYTHONPATH", None)
+    for name in ("PYTHONPATH", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of the `make test` that these tests run in
+        env.pop(name, None)
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
     assert done.returncode == 0 or not ok, done.stdout + done.stderr
     return done

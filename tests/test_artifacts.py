@@ -1,12 +1,14 @@
 """Files appear whole or not at all, equal content gives equal bytes, and what cannot be read is named."""
 
 import errno
+import io
 import json
 import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -76,6 +78,24 @@ def test_equal_arrays_give_equal_bytes_and_come_back(tmp_path):
     for name, array in arrays.items():
         assert found[name].dtype == array.dtype and np.array_equal(found[name], array)
         assert found[name].flags.aligned and found[name].flags.c_contiguous
+
+
+def test_arrays_have_the_bytes_of_savez(tmp_path):
+    """Whatever the size of the parts that they are written in; numbers of any order in memory."""
+    content = {
+        "images": np.arange(6000, dtype=np.uint8).reshape(10, 3, 20, 10),
+        "labels": np.arange(10),
+        "a": np.ones(0),
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, **content)
+    for size in (1, 1000, 2**25):
+        with mock.patch.object(artifacts.arrays, "PART", size):
+            artifacts.write_arrays(tmp_path / "a.npz", **content | {"images": np.asfortranarray(content["images"])})
+        assert (tmp_path / "a.npz").read_bytes() == buffer.getvalue()
+    with pytest.raises(ValueError, match="a holds objects"):
+        artifacts.write_arrays(tmp_path / "b.npz", a=np.array([{}]))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
 shapes = st.lists(st.integers(0, 4), max_size=4).map(tuple)
@@ -155,6 +175,28 @@ def test_an_array_whose_header_does_not_fit_is_refused(tmp_path, shape):
     assert b"(100,), }  " in whole
     path.write_bytes(whole.replace(b"(100,), }  ", shape))
     refused(path, "damaged")
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [
+        (f"({2**62}, {2**62})", "|u1"),
+        (f"({2**70},)", "|u1"),
+        (f"({'-' * 4000}1,)", "|u1"),
+        (f"({'+' * 9000}1,)", "|u1"),
+        ("(True,)", "|u1"),
+        ("(1,)", "|V1000000000"),
+        ("(9,)", "|u1"),  # of the eight that there are: the next member's bytes would follow
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_headers_of_any_numbers_and_any_depth_are_refused(tmp_path, shape, kind):
+    header = f"{{'descr': {kind!r}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(8)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", content)
+        archive.writestr("labels.npy", content)
+    refused(tmp_path / "a.npz", "damaged")
 
 
 def test_a_wrong_byte_anywhere_ends_in_no_traceback(tmp_path):

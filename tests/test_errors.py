@@ -38,6 +38,14 @@ def start(code, **env):
     return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+def test_a_reader_that_has_gone_ends_it_without_a_traceback():
+    process = start("errors.run(lambda: [print('line', flush=True) for _ in range(100_000)])")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait() == 141 and process.stderr.read() == b""
+    process.stderr.close()
+
+
 # Arguments
 
 
@@ -144,7 +152,103 @@ thread.join()
     assert out.strip() == b"ran" and not err
 
 
+# At work once, and no longer than DVC
+
+STAGE = """import os, select, sys, time
+from stages.common import errors
+def main():
+    print("at work", os.getpid(), flush=True)
+    select.select([sys.stdin], [], [], 30)  # until its input ends
+    print("done", flush=True)
+if __name__ == "__main__":
+    while "LOADING" in os.environ and os.path.exists("/proc/" + os.environ["DVC"]):
+        time.sleep(0.01)
+    errors.run_stage(main)
+"""
+
+
+def stage(folder, *wrapper, **env):
+    """The stage `work` of the project in `folder`, started by `wrapper`."""
+    folder.mkdir(exist_ok=True)
+    (folder / "work.py").write_text(STAGE)
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | env
+    pipe = subprocess.PIPE
+    command = [*wrapper, sys.executable, "work.py"]
+    return subprocess.Popen(command, cwd=folder, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked there")
+def test_a_stage_is_at_work_once_in_a_folder(tmp_path):
+    first = stage(tmp_path / "one")
+    assert first.stdout.readline() == f"at work {first.pid}\n"
+    second, elsewhere = stage(tmp_path / "one"), stage(tmp_path / "other")
+    out, err = second.communicate()
+    where = f" (process {first.pid})" if sys.platform == "linux" else ""
+    assert err == f"error: work is at work already in this folder{where}; wait for it or stop it\n"
+    assert second.returncode == 1 and not out
+    assert elsewhere.communicate()[0].startswith("at work")
+    first.kill()  # the lock goes with its process
+    first.communicate()
+    assert stage(tmp_path / "one").communicate()[0].startswith("at work")
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {"work.py"}
+
+
+def test_a_file_system_without_locks_stops_no_stage(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(file, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    ran = []
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(sys, "argv", ["stage.py"])
+    monkeypatch.chdir(ROOT)
+    errors.run_stage(lambda: ran.append(True))
+    assert ran == [True]
+
+
+def launcher(shell, then):
+    """Starts a stage as DVC does, in its own session, and then waits for it or ends at once."""
+    begin = "import os, subprocess, sys; os.setsid(); os.environ.update(DVC_STAGE='work', DVC=str(os.getpid()))"
+    return [sys.executable, "-c", f"{begin}; subprocess.Popen({shell} + sys.argv[1:]){then}"]
+
+
+SHELLS = pytest.mark.parametrize(
+    "shell", [[], ["sh", "-c", '"$@"; exit $?', "sh"]], ids=["started by DVC", "by a shell that stays between"]
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when another process ends")
+@SHELLS
+def test_a_stage_ends_with_the_dvc_that_started_it(tmp_path, shell):
+    dvc = stage(tmp_path, *launcher(shell, ".wait()"))
+    assert dvc.stdout.readline().startswith("at work")
+    dvc.kill()
+    assert dvc.stdout.read() == dvc.stderr.read() == ""  # until the stage too has closed them
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who takes in orphans")
+@SHELLS
+def test_a_stage_whose_dvc_died_while_it_loaded_does_nothing(tmp_path, shell):
+    dvc = stage(tmp_path, *launcher(shell, ""), LOADING="1")
+    dvc.wait()
+    assert dvc.stdout.read() == dvc.stderr.read() == ""
+
+
+def test_a_stage_that_dvc_runs_is_left_alone(tmp_path):
+    dvc = stage(tmp_path, *launcher([], ".wait()"))
+    out, err = dvc.communicate()
+    assert out.startswith("at work") and out.endswith("done\n") and not err
+
+
 # Letters
+
+
+def test_a_message_says_nothing_to_the_terminal():
+    """Names of files may hold what a terminal would obey. Line ends are the message's own."""
+    with pytest.raises(SystemExit) as ended:
+        errors.run(failing(UserError("two:\n       \x1b]0;owned\x07\n       собака\x9b\u2028")))
+    assert ended.value.code == "error: two:\n       \\x1b]0;owned\\x07\n       собака\\x9b\\u2028"
 
 
 @pytest.mark.parametrize(

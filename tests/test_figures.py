@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -206,3 +209,74 @@ def test_pictures_drawn_twice_have_equal_bytes(tmp_path):
         content = png(one, tmp_path / f"{number}.png")
         assert content == png(other, tmp_path / f"{number} again.png")
         assert b"matplotlib" not in content.lower()  # a version in it would differ between machines
+
+
+# Letters
+
+
+@pytest.fixture
+def no_fonts(monkeypatch):
+    """A machine with matplotlib's own font alone."""
+    monkeypatch.setattr(figures, "FONTS", ("DejaVu Sans",))
+
+
+@pytest.fixture
+def install(no_fonts, monkeypatch, tmp_path):
+    """Put a font of one letter, drawn as a triangle, behind matplotlib's own."""
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [*font_manager.fontManager.ttflist])
+
+    def install(letter):
+        pen = TTGlyphPen(None)
+        for step, corner in zip((pen.moveTo, pen.lineTo, pen.lineTo), ((0, 0), (500, 1000), (1000, 0)), strict=True):
+            step(corner)
+        pen.closePath()
+        glyph, family = pen.glyph(), f"Only {ord(letter):x}"
+        font = FontBuilder(1000)
+        font.setupGlyphOrder([".notdef", "letter"])
+        font.setupCharacterMap({ord(letter): "letter"})
+        font.setupGlyf({".notdef": glyph, "letter": glyph})
+        font.setupHorizontalMetrics({".notdef": (1000, 0), "letter": (1000, 0)})
+        font.setupHorizontalHeader(ascent=1000, descent=0)
+        font.setupNameTable({"familyName": family, "styleName": "Regular"})
+        font.setupOS2(sTypoAscender=1000, usWeightClass=400)
+        font.setupPost()
+        font.save(tmp_path / f"{family}.ttf")
+        font_manager.fontManager.addfont(tmp_path / f"{family}.ttf")
+        monkeypatch.setattr(figures, "FONTS", ("DejaVu Sans", "not there", family))
+
+    return install
+
+
+def grid_of(name, path):
+    """The bytes of a grid of images of a class of this name."""
+    data = ImageSet(image_set((1, 9, 9), [0, 0]).images, torch.zeros(2, dtype=torch.int64), [name, *NAMES[1:]])
+    return png(figures.attack_grid(Reader(), data, [0.1], name="standard"), path)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_letters_that_no_font_has_are_boxes_and_said_once(no_fonts, tmp_path, capsys):
+    boxed = grid_of("a\u732b", tmp_path / "a.png")
+    assert capsys.readouterr().out == (
+        "warning: no font here has the letters of class a\u732b: install one such as fonts-noto-cjk\n"
+    )
+    assert boxed == grid_of(f"a{figures.BOX}", tmp_path / "a.png")
+    grid_of("a\u732b", tmp_path / "a.png")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_many_names_without_letters_give_one_line(no_fonts, capsys):
+    data = ImageSet(torch.zeros(3, 1, 9, 9, dtype=torch.uint8), torch.arange(3), [chr(0x4E00 + i) for i in range(99)])
+    figures.fooled_grid({"standard": (np.arange(3), torch.tensor([0, 1, 2]))}, data, NAMES)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "class \u4e00, \u4e01, \u4e02 and 96 more: install" in said
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_font_that_has_the_letters_draws_them_and_no_others(install, tmp_path, capsys, caplog):
+    latin, boxed = grid_of("cat", tmp_path / "a.png"), grid_of("a\u72ac", tmp_path / "a.png")
+    capsys.readouterr()
+    install("\u72ac")
+    drawn = grid_of("a\u72ac", tmp_path / "a.png")
+    assert drawn != boxed and grid_of("cat", tmp_path / "a.png") == latin
+    assert capsys.readouterr().out == "" and not caplog.records

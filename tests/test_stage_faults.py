@@ -1,6 +1,7 @@
 """What a person meets when a stage cannot work: one message, exit status not 0, nothing written, nothing lost."""
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -68,10 +69,30 @@ def refused(outcome, *words):
         assert word in err, err
 
 
+def account(folder, **changes):
+    """What prepare says of the digits in metrics/data.json, which is in git as data/prepared is not."""
+    (folder / "metrics").mkdir(exist_ok=True)
+    said = {"dataset": "digits", "classes": list("01234567"), "sizes": {"train": 900}} | changes
+    (folder / "metrics/data.json").write_text(json.dumps(said))
+
+
 @pytest.mark.parametrize("stage", NEEDS)
 def test_a_stage_run_alone_says_what_is_missing(project, stage):
+    """As in a fresh clone, which has the metrics alone."""
+    account(project)
     refused(run(stage, project), NEEDS[stage], "missing", "dvc repro")
-    assert files(project) == ["params.yaml"]
+    assert files(project) == ["metrics/data.json", "params.yaml"]
+
+
+def test_what_the_data_do_not_have_is_refused_before_anything_is_trained(project):
+    """A target mistyped after prepare, and more neighbours than there are images: later stages would ask for them."""
+    content = yaml.safe_load((project / "params.yaml").read_text()) | {"dataset": "folder"}
+    content["targeted_sweep"]["target"], content["ood_eval"]["neighbours"] = "hrose", 5000
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    refused(run("train_standard", project), "metrics/data.json is missing", "dvc repro")
+    account(project, dataset="folder", classes=["cat", "horse"])
+    refused(run("train_standard", project), "target = 'hrose'", "cat, horse", "neighbours = 5000", "1 to 900")
+    assert files(project) == ["metrics/data.json", "params.yaml"]
 
 
 def test_a_bad_parameter_is_found_before_any_file_is_read(project):

@@ -21,7 +21,8 @@ def load_both(image_set: ImageSet, where: torch.device) -> dict[str, Classifier]
     for name in artifacts.MODELS:
         path = artifacts.CHECKPOINTS / f"{name}.pt"
         model = models.load_checkpoint(path)
-        if model.classes != image_set.classes or len(model.normalize.mean) != image_set.images.shape[1]:
+        shape = (len(model.normalize.mean), getattr(model, "size", image_set.images.shape[-1]))
+        if model.classes != image_set.classes or shape != (image_set.images.shape[1], image_set.images.shape[-1]):
             raise UserError(f"{path} has learnt another data set than data/prepared holds; run `dvc repro`")
         both[name] = model.to(where)
     return both
@@ -46,10 +47,15 @@ def accuracies(model: nn.Module, image_set: ImageSet) -> tuple[float, float]:
 
     They differ where classes differ in size: answering the largest class always gives `chance` and 1 / K.
     """
-    right = (predictions(model, image_set.images, description="evaluate") == image_set.labels).double()
-    sizes = image_set.labels.bincount()
-    by_class = image_set.labels.bincount(weights=right)[sizes > 0] / sizes[sizes > 0]
-    return float(right.mean()), float(by_class.mean())
+    right = predictions(model, image_set.images, description="evaluate") == image_set.labels
+    return float(right.double().mean()), balanced(image_set.labels, right)
+
+
+def balanced(labels: Tensor, right: Tensor) -> float:
+    """The mean over the classes of `labels` (N,) of the share of each one's images that is `right`, bool (N,)."""
+    sizes = labels.bincount()
+    by_class = labels.bincount(weights=right.double())[sizes > 0] / sizes[sizes > 0]
+    return float(by_class.mean())
 
 
 def chance(labels: Tensor) -> float:

@@ -3,10 +3,14 @@
 Colours are of Okabe and Ito's palette, which colour-blind readers can tell apart.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -21,6 +25,16 @@ SCORES_PER_ROW = 4  # of histograms: a picture that a page shows whole
 STANDARD, ROBUST = "#0072B2", "#D55E00"  # of the two models, in every picture
 ID, OOD = "#0072B2", "#E69F00"
 RIGHT, WRONG, HIT = "#009E73", "#D55E00", "#AA3377"  # of the predicted names under the images
+# Of class names: the first that has a letter draws it. Those behind matplotlib's own are of other scripts than Latin,
+# as Linux, macOS and Windows bring them along
+FONTS = (
+    *("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Arial Unicode MS"),
+    *("WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "IPAexGothic", "IPAGothic", "NanumGothic", "Noto Sans Devanagari"),
+    *("Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai", "FreeSans", "FreeSerif", "Droid Sans Fallback"),
+    *("Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Nirmala UI"),
+)
+BOX = "\N{WHITE SQUARE}"  # stands for a letter that no font has
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it warns where a family of one weight is taken
 
 
 def score_histograms(
@@ -119,8 +133,8 @@ def targeted_grids(
     clean_standard, attacked_standard and transferred_robust (made on the standard model, shown to the robust one) are
     the three grids of the reproduced study; attacked_robust is the robust model attacked itself.
     """
-    others = image_set.take((image_set.labels != target).nonzero().squeeze(1))
-    chosen = others.take(images.sample(others.labels, columns * rows))
+    others = (image_set.labels != target).nonzero().squeeze(1)
+    chosen = image_set.take(others[images.sample(image_set.labels[others], columns * rows)])
     where = device.of(standard)
     x, y = images.to_float(chosen.images, where), chosen.labels.to(where)
     goal = torch.full_like(y, target)
@@ -148,8 +162,36 @@ def _predict(model: Classifier, batch: Tensor) -> Tensor:
 
 def _grid_figure(title: str, rows: int, columns: int) -> Figure:
     figure = Figure(figsize=(1.05 * columns + 0.4, 1.4 * rows + 0.4), dpi=DPI, layout="constrained")
-    figure.suptitle(title, fontsize=10, parse_math=False)  # a class may be called $5
+    figure.suptitle(_drawn(title), fontsize=10, fontfamily=_fonts(), parse_math=False)  # a class may be called $5
     return figure
+
+
+def _fonts() -> list[str]:
+    """Those of FONTS that this machine has."""
+    there = set(font_manager.get_font_names())
+    return [family for family in FONTS if family in there]
+
+
+@cache
+def _letters(family: str, weight: str) -> frozenset[int]:
+    """The code points that a font has."""
+    properties = font_manager.FontProperties(family=family, weight=weight)
+    return frozenset(font_manager.get_font(font_manager.findfont(properties)).get_charmap())
+
+
+def _drawn(name: str) -> str:
+    """`name` with BOX for each letter that no font here has: matplotlib draws one too, and warns of each."""
+    weights = [[_letters(family, weight) for family in _fonts()] for weight in ("normal", "bold")]
+    return "".join(c if all(any(ord(c) in has for has in fonts) for fonts in weights) else BOX for c in name)
+
+
+@cache
+def _warn_of_boxes(classes: tuple[str, ...]) -> None:
+    """Say it once in a run if names of `classes` cannot be drawn."""
+    lacking = [name for name in classes if _drawn(name) != name]
+    if lacking:
+        some = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+        print(f"warning: no font here has the letters of class {some}: install one such as fonts-noto-cjk")
 
 
 def _draw_row(
@@ -162,15 +204,17 @@ def _draw_row(
     target: int | None = None,
 ) -> None:
     """Images (N, C, H, W) in [0, 1]; predictions green if right, red if wrong, purple if the target of the attack."""
+    _warn_of_boxes(tuple(classes))
+    text: dict[str, Any] = {"fontsize": 8, "fontfamily": _fonts(), "parse_math": False}
     for axes in row:
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_frame_on(False)
     for axes, image, label, guess in zip(row, batch.cpu(), labels.tolist(), predicted.tolist(), strict=False):
         axes.imshow(image.permute(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(classes[label], fontsize=8, pad=2, parse_math=False)
+        axes.set_title(_drawn(classes[label]), pad=2, **text)
         colour = HIT if guess == target else RIGHT if guess == label else WRONG
-        axes.set_xlabel(classes[guess], fontsize=8, labelpad=2, color=colour, fontweight="bold", parse_math=False)
+        axes.set_xlabel(_drawn(classes[guess]), labelpad=2, color=colour, fontweight="bold", **text)
 
 
 def loss_surfaces(surfaces: Mapping[str, Tensor], reaches: Sequence[float]) -> Figure:

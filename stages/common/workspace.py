@@ -15,3 +15,9 @@ def homes() -> list[Path]:
 def resume_folder() -> Path:
     """Where trainings keep what they have reached: the same folder for the project and all its experiments."""
     return homes()[-1] / "data/resume"
+
+
+def file(name: str) -> Path | None:
+    """A file that params.yaml or a command line names, below the first of `homes` that has it; ~ is the home folder."""
+    wanted = Path(name).expanduser()
+    return next((home / wanted for home in homes() if (home / wanted).is_file()), None)

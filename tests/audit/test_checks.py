@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from stages import audit
 from stages.common import attacks
-from stages.common.audit import checks, margins, square
+from stages.common.audit import attack_checks, margins, square
+from stages.common.audit.checks import CHECKS
 from stages.common.audit.finding import VERDICTS, Finding, asked_if
 from stages.common.audit.subject import Subject
+from stages.common.audit.verdicts import figures_of
 from stages.common.images import ImageSet
 from tests.small import RECIPE, SETTINGS, against, fit, new_model
 
@@ -20,7 +21,7 @@ EPS = SETTINGS.eps
 
 
 def verdicts(asked) -> dict[str, str]:
-    return {name: check(asked).verdict for name, check in checks.CHECKS.items()}
+    return {name: check(asked).verdict for name, check in CHECKS.items()}
 
 
 def flagged(asked) -> set[str]:
@@ -28,7 +29,7 @@ def flagged(asked) -> set[str]:
 
 
 def failing(check, asked) -> bool:
-    return checks.CHECKS[check](asked).passed is False
+    return CHECKS[check](asked).passed is False
 
 
 def forged(asked, **measured):
@@ -41,7 +42,7 @@ def test_a_sound_model_passes_all(sound, plain, subject):
     """Asked well within what it was trained for, so that no verdict hangs on how a processor rounds."""
     asked, before = subject(sound, other=plain, eps=EPS / 2), deepcopy(sound.state_dict())
     assert float(asked.correct.double().mean()) > 0.85
-    findings = {name: check(asked) for name, check in checks.CHECKS.items()}
+    findings = {name: check(asked) for name, check in CHECKS.items()}
     wanted = dict.fromkeys(findings, "pass") | {"undefended_is_broken": "n/a"}
     assert {name: (f.verdict, f.seen) for name, f in findings.items() if f.verdict != wanted[name]} == {}
     assert all(finding.seen for finding in findings.values())
@@ -119,7 +120,7 @@ def test_an_attack_in_train_mode_is_flagged(digits, subject, monkeypatch, module
 
     monkeypatch.setattr(module, "frozen", careless)
     model = new_model(digits).eval()
-    finding = checks.model_untouched(subject(model))
+    finding = CHECKS["model_untouched"](subject(model))
     assert finding.verdict == "FAIL" and "running_mean" in finding.seen
 
 
@@ -154,8 +155,8 @@ ATTACKING = {  # where the audit calls an attack, and whether this call is of th
     "FGSM": (attacks, "fgsm", lambda options: not options.get("targeted", False)),
     "targeted FGSM": (attacks, "fgsm", lambda options: options.get("targeted", False)),
     "PGD": (attacks, "pgd", lambda options: True),
-    "margins": (checks, "multi_targeted", lambda options: True),
-    "Square": (checks, "square_attack", lambda options: True),
+    "margins": (attack_checks, "multi_targeted", lambda options: True),
+    "Square": (attack_checks, "square_attack", lambda options: True),
 }
 
 
@@ -173,7 +174,7 @@ def test_an_attack_that_leaves_a_trace_is_flagged(digits, subject, monkeypatch, 
 
     model = new_model(digits).eval()
     monkeypatch.setattr(place, name, spoiling)
-    finding = checks.model_untouched(subject(model))
+    finding = CHECKS["model_untouched"](subject(model))
     assert (
         finding.verdict == "FAIL" and finding.seen == f"1 tensors and flags changed by attacking, {SPOILS[spoil]} first"
     )
@@ -189,7 +190,7 @@ def test_a_gradient_that_an_attack_adds_to_is_flagged(digits, subject, monkeypat
         return pgd(*given, **options)
 
     monkeypatch.setattr(attacks, "pgd", adding)
-    assert checks.model_untouched(subject(model)).verdict == "FAIL"
+    assert CHECKS["model_untouched"](subject(model)).verdict == "FAIL"
 
 
 @pytest.mark.parametrize("spoil", [*SPOILS, nn.Module.train], ids=lambda spoil: spoil.__name__)
@@ -197,7 +198,7 @@ def test_what_a_model_carried_before_is_no_trace(digits, subject, spoil):
     """Left-over gradients, mixed modes and frozen weights of its own are given back as they came."""
     model = new_model(digits).eval()
     spoil(model)
-    assert checks.model_untouched(subject(model)).verdict == "pass"
+    assert CHECKS["model_untouched"](subject(model)).verdict == "pass"
 
 
 class Saturated(nn.Module):
@@ -215,7 +216,7 @@ def test_a_gradient_is_asked_of_correct_images_only(subject):
     pixels[2:, 0, 0, 0] = 255
     for labels, seen in (([1, 1, 0, 0], "0 of 2 correct"), ([1, 1, 1, 0], "1 of 3 correct"), ([0] * 4, "no image is")):
         asked = subject(Saturated(), image_set=ImageSet(pixels, torch.tensor(labels), ["dark", "bright"]), target=0)
-        finding = checks.gradients_not_zero(asked)
+        finding = CHECKS["gradients_not_zero"](asked)
         assert finding.seen.startswith(seen) and finding.passed == {"0": True, "1": False, "n": None}[seen[0]]
 
 
@@ -236,7 +237,7 @@ def test_a_curve_that_rises_and_a_step_that_overshoots_are_flagged(sound, subjec
     rising = {0.02: 0.1, 0.05: 0.3, 0.1: 0.5, 0.2: 0.6}
     asked = forged(subject(sound), fgsm=rising, fgsm_worst=dict.fromkeys(rising, 0.1))
     assert failing("fgsm_falls_with_eps", asked)
-    finding = checks.fgsm_close_to_worst_case(asked)
+    finding = CHECKS["fgsm_close_to_worst_case"](asked)
     assert finding.verdict == "warn" and "0.400" in finding.seen
 
 
@@ -249,12 +250,12 @@ def test_restarts_that_still_find_something_are_flagged(sound, subject):
 def test_a_cross_entropy_that_flatters_is_flagged(sound, digits, subject, survivors, verdict):
     asked = subject(sound, image_set=digits.take(torch.arange(100)))
     forged(asked, pgd_restarted=torch.ones(100, dtype=torch.bool), strongest=torch.arange(100) < survivors)
-    assert checks.pgd_close_to_margins(asked).verdict == verdict
+    assert CHECKS["pgd_close_to_margins"](asked).verdict == verdict
 
 
 def test_the_margins_break_what_a_flat_cross_entropy_does_not(sound, subject):
     """A softmax of exactly 1 has no gradient, so that PGD finds nothing; the margin still has one."""
-    finding = checks.pgd_close_to_margins(subject(Wrapped(sound, after=lambda z: z * 1e6), eps=0.2))
+    finding = CHECKS["pgd_close_to_margins"](subject(Wrapped(sound, after=lambda z: z * 1e6), eps=0.2))
     assert finding.verdict == "FAIL"
 
 
@@ -268,7 +269,7 @@ def test_a_pgd_too_weak_to_break_a_plain_model_is_flagged(sound, subject):
 def test_a_bent_loss_is_warned_of(sound, subject):
     """Gradients that turn within the budget: the sign of one-step overfitting."""
     bent = Wrapped(sound, before=lambda x: x + 0.05 * torch.sin(400 * x))
-    finding = checks.gradients_agree_nearby(subject(bent))
+    finding = CHECKS["gradients_agree_nearby"](subject(bent))
     assert finding.verdict == "warn"
 
 
@@ -276,6 +277,15 @@ def test_an_aimless_gradient_is_flagged(sound, subject, monkeypatch):
     monkeypatch.setattr(attacks, "input_gradient", lambda model, x, y: torch.randn_like(x))
     asked = subject(sound)
     assert failing("fgsm_raises_loss", asked) and failing("targeted_lowers_loss", asked)
+
+
+def test_what_the_largest_budget_breaks_is_broken_without_a_bound_too(sound, subject, monkeypatch):
+    """From noise over the whole of [0, 1] there may be no gradient to follow, where nothing is masked."""
+    asked = subject(sound)
+    assert not asked.pgd_once[asked.budgets[-1]].all()
+    monkeypatch.setattr(Subject, "pgd_survivors", lambda self, eps, steps, seed, among: among)  # loses its way
+    left = asked.pgd_once[asked.budgets[-1]].double().mean()
+    assert f"leaves {left:.3f}" in CHECKS["pgd_unbounded_reaches_zero"](asked).seen
 
 
 def test_iterated_attacks_that_lose_their_way_are_flagged(sound, subject, monkeypatch):
@@ -295,7 +305,7 @@ def test_iterated_attacks_that_lose_their_way_are_flagged(sound, subject, monkey
 def test_accuracies_that_contradict_each_other_are_flagged(sound, subject, check, fgsm, pgd, seen):
     asked = subject(sound)
     forged(asked, fgsm=dict.fromkeys(asked.budgets, fgsm), pgd=dict.fromkeys(asked.budgets, pgd))
-    finding = checks.CHECKS[check](forged(asked, correct=torch.arange(197) < 100))
+    finding = CHECKS[check](forged(asked, correct=torch.arange(197) < 100))
     assert finding.verdict == "FAIL" and seen in finding.seen
 
 
@@ -316,6 +326,69 @@ def test_the_studys_own_training_is_flagged(digits, subject, tmp_path):
     asked = subject(model, eps=0.3)
     assert asked.pgd[0.3] < 0.15 < asked.fgsm[0.3]
     assert failing("fgsm_close_to_pgd", asked)
+
+
+class OneAnswer(nn.Module):
+    """3 whatever the image: its logits hang on the image a little, or not at all."""
+
+    def __init__(self, model, slope):
+        super().__init__()
+        self.model, self.slope = model, slope
+
+    def forward(self, x):
+        return self.slope * self.model(x) + torch.nn.functional.one_hot(torch.tensor(3), 10)
+
+
+@pytest.fixture(scope="module")
+def uneven(digits):
+    """150 images of a 3, and five of each other digit."""
+    chosen = [(digits.labels == label).nonzero().squeeze(1)[: 150 if label == 3 else 5] for label in range(10)]
+    return digits.take(torch.cat(chosen))
+
+
+OF_NO_LEARNING = {"eps_zero_is_clean", "budget_and_range_kept", "model_untouched", "forward_repeats"}
+
+
+@pytest.mark.parametrize("slope", [0.0, 1e-3], ids=["constant", "nearly constant"])
+@pytest.mark.parametrize("defended", [True, False])
+def test_a_model_that_has_learnt_the_larger_class_alone_is_named_as_that(sound, subject, uneven, slope, defended):
+    """Its accuracy is 0.77, under every attack too, without a gradient to follow: that is no masked gradient."""
+    asked = subject(OneAnswer(sound, slope), image_set=uneven, defended=defended)
+    findings = {name: check(asked) for name, check in CHECKS.items()}
+    assert {name for name, found in findings.items() if found.passed} == OF_NO_LEARNING
+    named = findings.pop("beats_the_commonest_class")
+    assert named.verdict == "FAIL" and "0.769, the commonest class alone 0.769; balanced 0.100" in named.seen
+    assert all(found.verdict == "n/a" for name, found in findings.items() if name not in OF_NO_LEARNING)
+    without = {
+        found.seen for name, found in findings.items() if found.passed is None and name != "undefended_is_broken"
+    }
+    assert without == {"it has learnt nothing: see beats_the_commonest_class"}
+
+
+def test_a_guess_is_named_as_that(sound, subject):
+    shuffled = Wrapped(sound, after=lambda z: z.roll(1, 0))  # another image's answers
+    assert failing("beats_the_commonest_class", subject(shuffled))
+
+
+def test_a_sound_model_is_one_where_classes_differ_in_size(sound, subject, uneven):
+    found = verdicts(subject(sound, image_set=uneven, eps=EPS / 2))
+    assert found["beats_the_commonest_class"] == "pass"
+    assert {name for name in found if found[name] == "n/a"} == {"undefended_is_broken"}
+
+
+def test_images_of_one_class_tell_nothing_of_learning_and_nothing_else_waits_for_it(sound, subject, digits):
+    asked = subject(sound, image_set=digits.take((digits.labels == 5).nonzero().squeeze(1)[-20:]))
+    assert CHECKS["beats_the_commonest_class"](asked).verdict == "n/a"
+    assert CHECKS["gradients_not_zero"](asked).verdict == "pass"
+
+
+def test_a_model_that_knows_the_classes_and_is_no_more_accurate_than_one_answer_is_warned_of(sound, subject, uneven):
+    """As one that is trained to find the rare ones: it has learnt, and its accuracy does not show it."""
+    eager = Wrapped(sound, after=lambda z: z - 5 * torch.nn.functional.one_hot(torch.tensor(3), 10))
+    asked = subject(eager, image_set=uneven)
+    finding = CHECKS["beats_the_commonest_class"](asked)
+    assert finding.verdict == "warn" and float(asked.correct.double().mean()) < 0.75
+    assert CHECKS["gradients_not_zero"](asked).passed is not None
 
 
 BUDGETS = {
@@ -352,7 +425,7 @@ def test_a_check_with_nothing_to_look_at_is_not_applicable(digits, sound, subjec
     asked = subject(sound, image_set=digits.take(torch.arange(1600, 1640)), **changes)
     if asked.defended:
         without = without | {"undefended_is_broken"}
-    findings = {name: check(asked) for name, check in checks.CHECKS.items()}
+    findings = {name: check(asked) for name, check in CHECKS.items()}
     assert {name for name, finding in findings.items() if finding.verdict == "n/a"} == without
     assert all((finding.passed is None) == (name in without) for name, finding in findings.items())
     assert all(findings[name].seen for name in without)
@@ -370,7 +443,7 @@ def test_without_a_correct_image_no_check_raises_and_none_follows_gradients(soun
 def test_what_is_not_applicable_is_in_no_count(sound, digits, subject):
     asked = subject(sound, image_set=digits.take(torch.arange(1600, 1620)))
     made = {"one": "pass", "two": "n/a", "three": "warn", "four": "FAIL", "five": "n/a", "six": "pass"}
-    figures = audit.figures_of(asked, made)
+    figures = figures_of(asked, [{"check": check, "verdict": verdict} for check, verdict in made.items()])
     assert {check: figures.get(check) for check in made} == dict(one=1, two=None, three=0, four=0, five=None, six=1)
     assert (figures["passed"], figures["warned"], figures["failed"]) == (2, 1, 1)
     assert set(VERDICTS) == {"pass", "warn", "FAIL"}

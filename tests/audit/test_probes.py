@@ -63,6 +63,17 @@ def test_gradients_of_a_linear_model_agree_and_of_a_wavy_one_do_not():
     assert probes.gradient_alignment(Wavy(), x, labels, 0.05, generator=generator).mean() < 0.2
 
 
+def test_the_state_has_every_buffer_also_those_that_no_checkpoint_keeps():
+    model = nn.BatchNorm2d(1).eval()
+    model.register_buffer("seen", torch.zeros(1), persistent=False)
+    before = probes.state(model)
+    assert before.keys() >= {"weight", "weight.grad", "weight.requires_grad", "running_mean", "seen", ".training"}
+    assert probes.changes(before, probes.state(model)) == []
+    model.seen += 1
+    model.running_mean += 1
+    assert set(probes.changes(before, probes.state(model))) == {"seen", "running_mean"}
+
+
 def test_the_loss_climbs_along_fgsm_and_not_along_noise():
     x, labels = torch.full((4, 3, 8, 8), 0.6), torch.ones(4).long()
     surface = probes.loss_surface(Linear(), x, labels, [-0.1, 0.0, 0.1], generator=torch.Generator().manual_seed(0))

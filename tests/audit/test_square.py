@@ -46,7 +46,7 @@ def test_budget_and_range_are_kept_and_nothing_won_is_given_back(eps, queries, s
     assert found.shape == x.shape and found.min() >= 0 and found.max() <= 1
     assert (found - x).abs().max() <= eps + 1e-6
     start = attacked(x, labels, eps, queries=1, seed=seed)
-    assert (margin(found, labels) <= margin(start, labels)).all()
+    assert (margin(found, labels) <= margin(start, labels) + 1e-6).all()  # sums round otherwise in another batch
 
 
 def test_what_lies_within_reach_is_found_and_found_again():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import autoattack, common, frontier, ood, scaling, sweep, time_to_accuracy, training, variants
+from benchmarks import autoattack, common, frontier, large, ood, scaling, sweep, time_to_accuracy, training, variants
 from stages.common import artifacts, evaluation, images, models, params
 from stages.common.errors import UserError
 
@@ -44,6 +44,12 @@ def test_both_training_sides_see_the_same_images():
 def test_ood_scores_rank_as_pytorch_ood_s():
     row = ood.measure(quick=True)
     assert row["lowest_rank_correlation"] > 0.999 and row["ratio"] > 0
+
+
+def test_large_images_are_evaluated_attacked_and_trained_on_by_both_nets():
+    found = large.measure(quick=True)
+    assert len(found) == 2 and all(len(row) == 3 and min(row.values()) > 0 for row in found.values())
+    assert large.table(found).count("\n") == 3
 
 
 def test_both_recipes_reach_the_goal():

@@ -1,11 +1,14 @@
 """Canonical order, holding out and fingerprints: disjoint, exact and the same for the same images."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.common import datasets, params
+from stages.common.datasets import splits
 from stages.common.errors import UserError
 from tests.datasets.raw import OOD, choose, write_zips
 
@@ -38,6 +41,27 @@ def test_the_order_is_of_the_content_alone(order):
     for label in (0, 1):
         rows = [image.tobytes() for image in given_first.images[given_first.labels == label]]
         assert rows == sorted(rows)
+
+
+@given(
+    content=st.lists(
+        st.binary(min_size=12, max_size=12).map(lambda b: bytes(x % 2 for x in b)), min_size=1, max_size=12
+    ),
+    names=st.lists(st.sampled_from("ab"), min_size=12, max_size=12),
+)
+def test_order_of_images_that_begin_alike_is_that_of_all_their_bytes(content, names):
+    """Found by a few bytes at a time, and the same for images that stand by class and in any order."""
+    pixels = np.array([list(b) for b in content], np.uint8).reshape(-1, 1, 3, 4)
+    names = names[: len(pixels)]
+    with mock.patch.object(splits, "WINDOW", 2), mock.patch.object(splits.arrays, "PART", 20):
+        by_class = {name: pixels[[n == name for n in names]] for name in "ab"}
+        found = datasets.labelled(by_class)
+        again = splits.of_classes(pixels, names, "ba")
+        only = splits.of_classes(pixels, names, ["b"])
+    wanted = [image for name in "ab" for image in sorted(p.tobytes() for p in by_class[name])]
+    assert [image.tobytes() for image in found.images] == wanted
+    assert datasets.fingerprint(again) == datasets.fingerprint(found)
+    assert only.classes == ("b",) and np.array_equal(only.images, found.images[found.labels == 1])
 
 
 @given(

@@ -119,3 +119,31 @@ def test_a_mirror_image_means_the_same_where_training_mirrors(flip):
     overrides = {"datasets.cifar10.training.flip": flip, "ood_eval.odin_temperature": 10, "ood_eval.odin_eps": "1/255"}
     sight = Sight.from_params(params.load(ROOT / "params.yaml", overrides=overrides))
     assert sight == Sight(mirror=flip, odin_temperature=10, odin_eps=1 / 255)
+
+
+FEATURES = {name for name in DETECTORS if name not in scores.OF_LOGITS} - {"odin"}
+DEEP = {name for name, detector in DETECTORS.items() if detector.view == "deep"}
+
+
+@pytest.mark.parametrize(
+    ("images_of_a_class", "face", "without"),
+    [
+        (30, {}, set()),
+        (7, {}, {"nnguide"}),  # of 10 guides
+        (4, {}, {"knn", "deep_knn", "deep_knn_entropy", "nnguide"}),
+        (1, {}, {"knn", "deep_knn", "deep_knn_entropy", "nnguide", *detectors.SPANNING}),  # of 16 features
+        (30, {"has_features": False}, FEATURES),
+        (30, {"has_stages": False}, DEEP),
+    ],
+)
+def test_detectors_with_too_little_to_look_at_are_not_applicable(
+    model, digits, options, monkeypatch, images_of_a_class, face, without
+):
+    for name, value in face.items():
+        monkeypatch.setattr(model, name, value)
+    some = digits.take(images.sample(digits.labels, 10 * images_of_a_class))
+    found = detectors.not_applicable(model, options, some)
+    assert set(found) == without and all(found.values())
+    assert detectors.of_both({"one": model, "other": model}, options, some) == [
+        n for n in DETECTORS if n not in without
+    ]

@@ -8,7 +8,8 @@ from stages.common import images
 def test_augmentation_only_shifts_and_mirrors():
     pixels = torch.arange(2 * 64, dtype=torch.uint8).view(2, 1, 8, 8).repeat(50, 1, 1, 1)
     generator = torch.Generator().manual_seed(0)
-    assert torch.equal(images.augment(pixels, flip=False, translate=0, generator=generator), pixels)
+    still = images.Augmentation.draw(len(pixels), flip=False, translate=0, generator=generator)
+    assert torch.equal(still.apply(pixels, slice(None)), pixels)
     padded = torch.nn.functional.pad(pixels[:2].float(), (1,) * 4, mode="reflect").to(torch.uint8)
     allowed = {
         (i, shifted.flip(2).numpy().tobytes() if mirror else shifted.numpy().tobytes())
@@ -18,7 +19,10 @@ def test_augmentation_only_shifts_and_mirrors():
         for mirror in (False, True)
         for shifted in [padded[i, :, top : top + 8, left : left + 8].contiguous()]
     }
-    augmented = images.augment(pixels, flip=True, translate=1, generator=generator)
+    drawn = images.Augmentation.draw(len(pixels), flip=True, translate=1, generator=generator)
+    augmented = drawn.apply(pixels, slice(None))
+    parts = [slice(0, 33), slice(33, 34), slice(34, 100)]
+    assert torch.equal(torch.cat([drawn.apply(pixels[part], part) for part in parts]), augmented)
     seen = {(i % 2, image.numpy().tobytes()) for i, image in enumerate(augmented)}
     assert seen <= allowed and len(seen) > 20
 

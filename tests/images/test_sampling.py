@@ -141,7 +141,7 @@ def test_what_is_fitted_and_judged_on_a_sample_is_fitted_and_judged_on_a_fair_on
     """The whitening's moments, the validation images of adversarial training and those that Square attacks."""
     overrides = {"model.name": "simple_cnn", "train_robust.validation_images": 200, "audit.square_images": 100}
     knobs = params.load(ROOT / "params.yaml", overrides=overrides)
-    model = training.new_model(knobs, graded)
+    model = training.new_model(knobs, "standard", graded)
     bright = graded.images.double() / 255
     found = torch.cat([model.normalize.mean.flatten(), model.normalize.std.flatten()])
     wanted = torch.cat([bright.mean((0, 2, 3)), bright.std((0, 2, 3))])
@@ -153,6 +153,22 @@ def test_what_is_fitted_and_judged_on_a_sample_is_fitted_and_judged_on_a_fair_on
         assert len(taken) == count
         error = float(bright.mean((1, 2, 3)).std()) / count**0.5
         assert abs(float(taken.double().mean() / 255 - bright.mean())) < FEW * error
+
+
+@pytest.mark.parametrize("shape", [(70, 50), (32, 32), (8, 40)])
+def test_windows_lie_all_over_their_images(shape):
+    """And are whole images where these are no larger."""
+    rows = torch.arange(shape[0], dtype=torch.uint8).view(-1, 1).expand(shape)
+    columns = torch.arange(shape[1], dtype=torch.uint8).expand(shape)
+    pixels = torch.stack([rows, columns]).expand(300, -1, -1, -1).contiguous()
+    chosen = torch.arange(0, 300, 3)
+    found = images.windows(pixels, chosen, 32)
+    height, width = (min(side, 32) for side in shape)
+    assert found.shape == (100, 2, height, width)
+    assert (found[:, 0, 1:] - found[:, 0, :-1] == 1).all() and (found[:, 1, :, 1:] - found[:, 1, :, :-1] == 1).all()
+    for corners, room in ((found[:, 0, 0, 0], shape[0] - height), (found[:, 1, 0, 0], shape[1] - width)):
+        assert corners.unique().tolist() == list(range(room + 1))
+        assert abs(float(corners.float().mean()) - room / 2) <= 1
 
 
 # Every sample that the pipeline takes

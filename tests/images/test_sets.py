@@ -40,6 +40,26 @@ def test_a_set_without_its_parts_is_refused(tmp_path):
             images.read(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"images": np.zeros((6, 3, 8, 8), np.float32)},
+        {"images": np.zeros((6, 192), np.uint8)},
+        {"images": np.zeros(6, [("a", "u1")])},
+        {"labels": np.zeros(5, np.int64)},
+        {"labels": np.zeros((6, 1), np.int64)},
+        {"labels": np.zeros(6)},
+        {"labels": np.array([0, 0, 1, 1, 2, 3])},
+        {"labels": np.array([0, 0, 1, 1, 2, -1])},
+        {"classes": np.array([["a", "b", "c"]])},
+    ],
+)
+def test_arrays_that_are_no_labelled_images_are_refused(tmp_path, changes):
+    write(tmp_path / "a.npz", **changes)
+    with pytest.raises(UserError, match=r"a\.npz holds no images with labels.*dvc repro"):
+        images.read(tmp_path / "a.npz")
+
+
 def test_images_are_taken_with_their_labels_in_the_order_asked_for():
     whole = ImageSet(torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1), torch.tensor([5, 6, 7, 8]), list("abcdefghi"))
     taken = whole.take(torch.tensor([3, 0, 0]))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from stages.common import models
+from stages.common.models import architectures
 
 OPTIONS = {"whitened_cnn": {"widths": [8, 12, 16]}, "simple_cnn": {}, "resnet18": {"width": 8}}
 
@@ -14,7 +15,9 @@ def build(name="whitened_cnn", *, channels=3, classes=10):
 
 
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
-@pytest.mark.parametrize(("size", "channels", "classes"), [(8, 1, 2), (24, 3, 10), (32, 3, 37), (33, 1, 3), (64, 3, 5)])
+@pytest.mark.parametrize(
+    ("size", "channels", "classes"), [(8, 1, 2), (24, 3, 10), (33, 1, 37), (64, 3, 5), (225, 3, 3), (512, 1, 2)]
+)
 def test_any_input_and_any_number_of_classes(name, size, channels, classes):
     model = build(name, channels=channels, classes=classes).eval()
     images = torch.rand(3, channels, size, size)
@@ -23,6 +26,19 @@ def test_any_input_and_any_number_of_classes(name, size, channels, classes):
     assert features.shape[0] == 3 and features.ndim == 2
     assert model(images).shape == (3, classes)
     assert torch.equal(model(images), model.head(features))
+
+
+@pytest.mark.parametrize("name", models.ARCHITECTURES)
+def test_large_images_are_pooled_behind_the_stem_and_others_are_not(name, monkeypatch):
+    model = build(name).eval()
+    images = {size: torch.rand(2, 3, *size) for size in ((8, 8), (32, 32), (63, 64), (66, 64), (200, 8), (224, 224))}
+    with torch.no_grad():
+        found = {size: model(batch) for size, batch in images.items()}
+        assert all(max(maps.shape[-2:]) <= 64 for batch in images.values() for maps in model.maps(batch))
+        monkeypatch.setattr(architectures, "STEM_SIDE", 512)
+        same = {size for size, batch in images.items() if torch.equal(model(batch), found[size])}
+    halved = {"simple_cnn": {(66, 64)}}.get(name, set())  # its first layer halves them
+    assert same == {(8, 8), (32, 32), (63, 64)} | halved
 
 
 def test_the_stem_whitens():

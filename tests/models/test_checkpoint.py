@@ -1,6 +1,7 @@
 """Checkpoints give the model back, or say why not."""
 
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,11 @@ def test_bad_checkpoints_are_named_and_never_run(tmp_path, monkeypatch):
     torch.save({"state_dict": {}}, "foreign.pt")
     torch.save({"format": 1, "model": Bomb(), "state": {}}, "bomb.pt")
     torch.save([1, 2], "list.pt")
+    torch.save({"format": 1, "model": Bomb(), "state": {}}, "old.pt", _use_new_zipfile_serialization=False)
+    with zipfile.ZipFile("good.pt") as whole, zipfile.ZipFile("packed.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+    save("tensor.pt", format=torch.ones(2))
     Path("garbage.pt").write_bytes(b"no checkpoint")
     Path("truncated.pt").write_bytes(Path("good.pt").read_bytes()[:5000])
     faults = {
@@ -68,6 +74,9 @@ def test_bad_checkpoints_are_named_and_never_run(tmp_path, monkeypatch):
         "truncated.pt": "not a checkpoint",
         "list.pt": "not a checkpoint",
         "bomb.pt": "not a checkpoint",
+        "old.pt": "not a checkpoint",
+        "packed.pt": "it is compressed",  # by a thousand times, perhaps
+        "tensor.pt": "format",
         "foreign.pt": "not a checkpoint",
         "format.pt": "format",
         "other.pt": "another architecture",

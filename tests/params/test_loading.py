@@ -1,5 +1,6 @@
 """params.yaml is checked whole: one line for each fault, with the key, the value and what is allowed."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -40,7 +41,7 @@ def refusal(path):
 def test_the_shipped_file_is_sound_and_each_data_set_has_its_section():
     assert params.load(SHIPPED).data.target == "horse"
     assert load({"dataset": "digits"}).data.target == "3"
-    assert load({"model.name": "resnet18"}).architecture.width == 64
+    assert load({"model.name": "resnet18"}).model_of("robust").section.width == 64
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ BAD = [
     ("fgsm_sweep.epsilons", 0.1, "a list"),
     ("fgsm_sweep.epsilons", [0.1, 0.1], "once"),
     ("datasets.cifar10.train_robust.epochs", 0, "from 1"),
-    ("datasets.cifar10.training.early_size", 7, "from 8 to 64"),
+    ("datasets.cifar10.training.early_size", 7, "from 8 to 512"),
     ("datasets.cifar10.training.flip", "yes", "true or false"),
     ("datasets.cifar10.prepare.ood_split", "all", "'both'"),
     ("datasets.cifar10.prepare.ood_classes", ["bottle", "bottle"], "once"),
@@ -174,6 +175,62 @@ def test_an_override_is_checked_like_the_files_value(tmp_path, key, value, chang
     with pytest.raises(UserError) as raised:
         load({key: value})
     assert str(raised.value).removeprefix(str(SHIPPED)) == in_file
+
+
+# Beside the data that prepare has written
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """A project for a user's own images, and a way to say what prepare wrote of them."""
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, ("dataset: cifar10", "dataset: folder"))
+
+    def write(content):
+        Path("metrics").mkdir(exist_ok=True)
+        Path("metrics/data.json").write_text(content if isinstance(content, str) else json.dumps(content))
+
+    return write
+
+
+OWN = {"dataset": "folder", "classes": ["cat", "dog"], "sizes": {"train": 60, "val": 7}}
+
+
+def test_what_fits_the_prepared_data_is_read_as_without_them(prepared):
+    prepared(OWN | {"fingerprint": "0" * 16})
+    assert params.load_prepared() == params.load()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "metrics/data.json is missing"),
+        ("", "metrics/data.json is damaged"),
+        ('{"dataset": "folder", "cla', "metrics/data.json is damaged"),
+        ([OWN], "metrics/data.json is damaged"),
+        (OWN | {"sizes": {"val": 7}}, "metrics/data.json is damaged"),
+        (OWN | {"classes": "cat"}, "metrics/data.json is damaged"),
+        (OWN | {"dataset": "digits"}, "is of digits, params.yaml is for folder"),
+    ],
+)
+def test_without_data_of_this_set_one_line_says_what_to_run(prepared, content, words):
+    if content is not None:
+        prepared(content)
+    with pytest.raises(UserError) as raised:
+        params.load_prepared()
+    assert words in str(raised.value) and "dvc repro" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_what_the_prepared_data_do_not_have_is_refused_with_a_line_for_each(prepared):
+    prepared(OWN | {"sizes": {"train": 40}})
+    written(Path(), ("dataset: cifar10", "dataset: folder\n"))
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("  target:    ", "  target: mug  ", 1))
+    with pytest.raises(UserError) as raised:
+        params.load_prepared()
+    first, second = str(raised.value).splitlines()
+    assert first == "params.yaml: targeted_sweep.target = 'mug': allowed are the classes learnt, cat, dog"
+    assert second.strip().startswith("params.yaml: ood_eval.neighbours = 50: allowed is a whole number from 1 to 40")
 
 
 # YAML 1.2, which is what DVC reads: the same values here as there

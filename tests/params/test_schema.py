@@ -19,7 +19,8 @@ def names(section, key):
 
 def test_each_name_allowed_is_a_name_known():
     assert names(schema.TrainRobust, "attack") == set(adversary.ATTACKS)
-    assert names(schema.Model, "name") == set(models.ARCHITECTURES) == set(schema.Models.model_fields)
+    known = {*models.ARCHITECTURES, models.CUSTOM}
+    assert names(schema.Model, "name") == known == set(schema.Models.model_fields)
     assert names(schema.Keys, "dataset") == set(datasets.READERS) == set(schema.Datasets.model_fields)
     assert set(typing.get_args(schema.Detector)) == set(detectors.DETECTORS) - {"odin"}
 
@@ -48,7 +49,7 @@ def test_every_architecture_is_built_from_its_section_alone():
     """What stands below models.<name>, but for the learning rate, is what the architecture takes."""
     for name in models.ARCHITECTURES:
         knobs = params.load(ROOT / "params.yaml", overrides={"model.name": name})
-        options = knobs.architecture.model_dump(exclude={"learning_rate"})
+        options = knobs.model_of("standard").section.model_dump(exclude={"learning_rate"})
         assert models.build(name, channels=1, classes=["a", "b"], **options).recipe["name"] == name
 
 

@@ -1,6 +1,9 @@
 """The report page carries everything in itself, and a real browser without a network draws all of it."""
 
+import csv
+import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -9,11 +12,15 @@ from copy import deepcopy
 import pandas as pd
 import pytest
 
-from scripts import picture, report, summary
+from scripts import picture, report, summary, templates
 from stages.common.artifacts import MODELS
 from tests.repository import ROOT
 
-BROWSER = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")), None)
+# REPORT_BROWSER is set where no test may be left out, as in .ci/run
+BROWSER = os.environ.get("REPORT_BROWSER") or next(
+    filter(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")), None
+)
+looked_at = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +83,48 @@ def test_a_check_that_had_nothing_to_look_at_is_grey_and_no_reason_for_doubt():
     assert sorted(kinds) == ["fail", "na", "pass", "warn"] and all(f".{kind} {{" in style for kind in kinds)
 
 
+DATA = {
+    "image_shape": [3, 24, 32],
+    "sizes": {"train": 3000, "test": 20, "ood": 7, "extra": 5},
+    "images_per_class": {"train": {"all": 2000, "cat": 1000}, "test": {"all": 12, "cat": 8}, "ood": {"cup": 7}},
+    "extra_sets": ["noise"],
+    "files": {"left_out": {".txt": 2, "in no class folder": 1}, "resized_from": {"9x70": 3}, "laid_on_white": 4},
+    "copies": {"images that stand in two classes": 0, "OOD images that are images of a learnt class": 0},
+}
+
+
+def test_data_shows_images_by_split_and_class_and_what_became_of_the_files():
+    shown = report.data(DATA)
+    rows = re.findall("<tr>(.*?)</tr>", shown)
+    assert [re.findall("<t[hd]>(.*?)</t[hd]>", row) for row in rows] == [
+        ["images", "train", "test", "ood"],
+        ["all", "3,000", "20", "7"],
+        ["all", "2,000", "12", ""],  # a class may be called so
+        ["cat", "1,000", "8", ""],
+        ["cup", "", "", "7"],
+    ]
+    assert re.findall("<li>(.*?)</li>", shown)[2:] == [
+        "5 images of more OOD sets: noise",
+        "left out: 2 .txt, 1 in no class folder",
+        "resized to 32x24: 3 of 9x70",
+        "laid on white, since transparent in places: 4",
+    ]
+    plain = report.data(DATA | {"files": {"left_out": {}, "resized_from": {}, "laid_on_white": 0}, "extra_sets": []})
+    assert re.findall("<li>(.*?)</li>", plain)[2:] == ["left out: no file"]
+
+
+def test_data_warns_of_copies_and_of_nothing_else():
+    assert "warning" not in report.data(DATA) and 'class="fail"' not in report.data(DATA)
+    shown = report.data(DATA | {"copies": DATA["copies"] | {"images that stand in two classes": 1234}})
+    warned = '<li class="fail">warning: the same image twice: 1,234 images that stand in two classes</li>'
+    assert shown.count("warning") == 1 and warned in shown
+
+
+def test_the_page_has_the_committed_data_as_they_are(page):
+    committed = json.loads((ROOT / "metrics/data.json").read_text())
+    assert report.data(committed) in page[0].read_text(encoding="utf-8")
+
+
 def test_only_plots_that_the_other_commit_lacks_are_forgiven(monkeypatch):
     """DVC exits with 0 and lists what it could not read."""
     missing = {"name": "new", "rev": "HEAD~1", "source": "plots/new.csv", "type": "FileNotFoundError", "msg": ""}
@@ -92,15 +141,76 @@ def test_only_plots_that_the_other_commit_lacks_are_forgiven(monkeypatch):
             picture.specs("HEAD~1")
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
-def test_a_browser_without_a_network_draws_every_plot(page):
-    path, plots = page
+def look_at(path):
+    """What a browser without a network makes of the page, and what is said on its console."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=30000", "--enable-logging=stderr"]
     offline = ["--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9"]
     shown = subprocess.run(
         [BROWSER, *options, *offline, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=300
     )
-    assert f'data-drawn="{len(plots)}"' in shown.stdout
-    drawings = shown.stdout.split('id="plots"')[1].split("<h2>")[0]
+    return shown.stdout, re.findall(r"CONSOLE.*", shown.stderr)
+
+
+@looked_at
+def test_a_browser_without_a_network_draws_every_plot(page):
+    path, plots = page
+    shown, said = look_at(path)
+    assert f'data-drawn="{len(plots)}"' in shown
+    drawings = shown.split('id="plots"')[1].split("<h2>")[0]
     assert drawings.count("<svg") == len(plots) and drawings.count("<path") > 10 * len(plots)
-    assert not re.findall(r"CONSOLE.*", shown.stderr)
+    assert not said
+
+
+OWN = "document.title='owned'"
+HOSTILE = [f"<img src=x onerror={OWN}>", "<!--<script>", f"</script><script>{OWN}</script>", f"'\"><b onclick={OWN}>"]
+HOVER = """<script>
+  const wait = setInterval(() => {
+    if (!document.body.dataset.drawn) return;
+    clearInterval(wait);
+    const told = document.body.appendChild(document.createElement("pre"));
+    for (const mark of document.querySelectorAll("#plots .mark-symbol path, #plots .mark-rect path")) {
+      mark.dispatchEvent(new PointerEvent("pointermove", {bubbles: true}));
+      told.textContent += document.getElementById("vg-tooltip-element")?.innerHTML;
+    }
+    told.id = "told";
+  }, 100);
+</script>"""
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+    """The page of a run whose classes, sets and kinds of files have names that are markup."""
+    for name in ("metrics", "plots"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(json.dumps({"dataset": HOSTILE[0], "eps": HOSTILE[2]}))
+    kinds = {f".{name}": 1 for name in HOSTILE}
+    data = DATA | {"images_per_class": {"train": dict.fromkeys(HOSTILE, 1)}, "extra_sets": HOSTILE, "fingerprint": "0"}
+    data["files"] = {"left_out": kinds, "resized_from": {}, "laid_on_white": 0}
+    (tmp_path / "metrics/data.json").write_text(json.dumps(data))
+    specs = {}
+    for table, columns in {"ood_classes": ["class", "taken_for"], "audit_verdicts": ["seen", "meaning"]}.items():
+        with (tmp_path / f"plots/{table}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for number, row in enumerate(rows):
+            row |= {"rev": "workspace"} | dict.fromkeys(columns, HOSTILE[number % len(HOSTILE)])
+        pd.DataFrame(rows).to_csv(tmp_path / f"plots/{table}.csv", index=False)
+        specs[table] = templates.TEMPLATES[table] | {"data": {"values": rows}}
+    monkeypatch.setattr(picture, "specs", lambda revision: specs)
+    path = tmp_path / "report.html"
+    path.write_text(report.page(None) + HOVER, encoding="utf-8")
+    return path
+
+
+@looked_at
+def test_names_that_are_markup_are_shown_and_never_run(hostile):
+    shown, said = look_at(hostile)
+    assert "<title>FGSM" in shown and "owned</title>" not in shown
+    assert 'data-drawn="2"' in shown and not said
+    assert not re.findall("<img(?! alt=)|<b |<!--", shown.split("<script>")[0] + shown.split('id="told"')[1])
+    told = html.unescape(shown.split('id="told">')[1].split("</pre>")[0])
+    for name in HOSTILE:
+        escaped = html.escape(name, quote=False)
+        assert f"<th>{escaped}</th>" in shown  # in the table of images
+        assert f">{html.escape(name[:12], quote=False)}" in shown.split('id="plots"')[1]  # on an axis, cut to its width
+        assert escaped in told  # in a tooltip

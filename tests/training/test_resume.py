@@ -1,8 +1,10 @@
 """An interrupted run ends as an uninterrupted one, to the byte, and takes up nobody else's work."""
 
 import os
+import subprocess
 import sys
 from dataclasses import fields, replace
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -95,6 +97,16 @@ def test_other_seeds_give_other_weights(digits, tmp_path):
     assert not same(fit(digits, tmp_path, short)[0], fit(digits, tmp_path, replace(short, seed=1))[0])
 
 
+def test_a_work_file_half_written_by_a_killed_run_of_other_settings_is_swept(digits, tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    stray, beside = (tmp_path / f".test-0123456789abcdef.pt.{number}" for number in (killed.pid, os.getppid()))
+    for path in (stray, beside):
+        path.write_bytes(b"half")
+    fit(digits, tmp_path, replace(RECIPE, epochs=1))
+    assert not stray.exists() and beside.exists()
+
+
 def test_work_files_of_other_runs_and_damaged_ones_are_left_aside(digits, tmp_path, capsys):
     short, used = replace(RECIPE, epochs=1), []
 
@@ -112,6 +124,19 @@ def test_work_files_of_other_runs_and_damaged_ones_are_left_aside(digits, tmp_pa
     fit(digits, tmp_path, short, against(), log=note)
     fit(digits, tmp_path, short, against(replace(SETTINGS, eps=0.09)), log=note)
     assert used[0] == used[1] == used[2] and len(set(used)) == 4
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def test_a_work_file_that_would_run_code_is_left_aside(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short, used = replace(RECIPE, epochs=1), []
+    whole, _ = fit(digits, "work", short, log=lambda rows: used.extend(Path("work").iterdir()))
+    torch.save({"run": Bomb(), "model": Bomb()}, used[0])
+    assert same(whole, fit(digits, "work", short)[0]) and not Path("exploded").exists()
 
 
 def test_few_work_files_of_runs_given_up_are_kept(tmp_path):

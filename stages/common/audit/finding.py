@@ -45,7 +45,15 @@ def asked_if(condition: Callable[[Subject], bool], otherwise: str) -> Callable[[
 
 needs_eps = asked_if(lambda subject: subject.eps > 0, "eps is 0: nothing to compare")
 needs_budgets = asked_if(lambda subject: len(subject.budgets) > 0, "no budget above 0: nothing to compare")
-needs_correct = asked_if(lambda subject: bool(subject.correct.any()), "no image is classified correctly")
+# A model that answers one class for all images, or guesses, has no gradient that leads anywhere, and no attack moves
+# it: what is asked of those would take it for a defence that masks its gradients. One check alone names what it is.
+needs_learnt = asked_if(lambda subject: subject.learnt, "it has learnt nothing: see beats_the_commonest_class")
+
+
+def needs_correct(check: Check) -> Check:
+    """The model has learnt something, and has an image right."""
+    has_one = asked_if(lambda subject: bool(subject.correct.any()), "no image is classified correctly")
+    return needs_learnt(has_one(check))
 
 
 def breakable(check: Check) -> Check:

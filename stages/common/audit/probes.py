@@ -99,7 +99,8 @@ def loss_surface(
 
 def state(model: nn.Module) -> dict[str, object]:
     """Copies of a model's tensors, its gradients, and the flags of its modules and parameters, by name."""
-    found: dict[str, object] = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    tensors = (*model.named_parameters(), *model.named_buffers())  # not state_dict: it may leave buffers out
+    found: dict[str, object] = {name: value.detach().clone() for name, value in tensors}
     for name, parameter in model.named_parameters():
         gradient = parameter.grad
         found[f"{name}.requires_grad"] = parameter.requires_grad

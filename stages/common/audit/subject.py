@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.common import attacks, device, evaluation, images, robustness
-from stages.common.audit import probes
+from stages.common.audit import guessing, probes
 from stages.common.audit.margins import multi_targeted
 from stages.common.audit.square import square_attack
 from stages.common.images import ImageSet
@@ -24,12 +24,12 @@ SEARCH_STEPS = 10  # of PGD at each budget tried while an image's smallest one i
 class Subject:
     """A model and what it is audited with. Accuracies are of `image_set`, in [0, 1].
 
-    `other` is the model whose adversarial examples are tried on this one; `defended` tells whether this one was trained
-    to withstand attacks.
+    `other` is the model whose adversarial examples are tried on this one, if there is one; `defended` tells whether
+    this one was trained to withstand attacks, or is not known not to be.
     """
 
     model: nn.Module
-    other: nn.Module
+    other: nn.Module | None
     defended: bool
     image_set: ImageSet
     target: int
@@ -43,7 +43,7 @@ class Subject:
 
     @classmethod
     def from_params(
-        cls, params: Params, *, model: nn.Module, other: nn.Module, defended: bool, image_set: ImageSet
+        cls, params: Params, *, model: nn.Module, other: nn.Module | None, defended: bool, image_set: ImageSet
     ) -> "Subject":
         """As params.yaml audits a model. Any class serves as the target: what is asked is whether a step goes there."""
         audit = params.audit
@@ -63,9 +63,20 @@ class Subject:
         )
 
     @cached_property
+    def predictions(self) -> Tensor:
+        """What the model takes the clean images for: int64 (N,)."""
+        return evaluation.predictions(self.model, self.image_set.images)
+
+    @cached_property
     def correct(self) -> Tensor:
         """Which clean images are classified correctly: bool (N,). Only these are worth attacking."""
-        return evaluation.predictions(self.model, self.image_set.images) == self.image_set.labels
+        return self.predictions == self.image_set.labels
+
+    @cached_property
+    def learnt(self) -> bool:
+        """Whether the answers to clean images have to do with the images, as far as so many of them can tell."""
+        labels = self.image_set.labels
+        return not guessing.can_be_told(labels) or guessing.informed(labels, self.predictions)
 
     @cached_property
     def budgets(self) -> tuple[float, ...]:
@@ -84,9 +95,14 @@ class Subject:
         return self._by_budget(self.fgsm_survivors)
 
     @cached_property
+    def fgsm_worst_survivors(self) -> Tensor:
+        """Which images FGSM leaves correct at each of the budgets and every smaller one: bool (len(budgets), N)."""
+        return attacks.worst_case(self.fgsm_survivors) & self.correct
+
+    @cached_property
     def fgsm_worst(self) -> dict[float, float]:
         """Accuracy under FGSM at each of the budgets and every smaller one, image by image."""
-        return self._by_budget(attacks.worst_case(self.fgsm_survivors) & self.correct)
+        return self._by_budget(self.fgsm_worst_survivors)
 
     @cached_property
     def pgd_once(self) -> dict[float, Tensor]:
@@ -120,7 +136,7 @@ class Subject:
     @cached_property
     def strongest(self) -> Tensor:
         """Which images survive all that is tried here with gradients at eps: bool (N,)."""
-        return self.strongest_at(self.eps)
+        return self._margins_at(self.eps, self.pgd_restarted)
 
     def restarted_at(self, eps: float) -> Tensor:
         """Which images survive PGD at `eps` from every one of the starts: bool (N,)."""
@@ -133,7 +149,11 @@ class Subject:
 
     def strongest_at(self, eps: float) -> Tensor:
         """Which images survive PGD's starts and then the attack on every margin at `eps`: bool (N,)."""
-        alive = (self.pgd_restarted if eps == self.eps else self.restarted_at(eps)).clone()
+        return self.strongest if eps == self.eps else self._margins_at(eps, self.restarted_at(eps))
+
+    def _margins_at(self, eps: float, alive: Tensor) -> Tensor:
+        """Which of the images `alive` survive the attack on every margin too: bool (N,)."""
+        alive = alive.clone()
         chosen = alive.nonzero().squeeze(1)
         generator = self.generator()
         for part, x, y in self._batches(self.image_set.take(chosen)):
@@ -146,9 +166,11 @@ class Subject:
     @cached_property
     def transfer(self) -> dict[float, float]:
         """Accuracy under PGD examples of the other model, at each of the budgets; as for PGD, wrong images stay so."""
+        other = self.other
+        assert other is not None  # `asked_if` sees to it
 
         def attack(x: Tensor, y: Tensor, eps: float, generator: torch.Generator) -> Tensor:
-            return attacks.pgd(self.other, x, y, eps, steps=TRANSFER_STEPS, generator=generator)
+            return attacks.pgd(other, x, y, eps, steps=TRANSFER_STEPS, generator=generator)
 
         return self._accuracies(attack, self.correct.nonzero().squeeze(1))
 
@@ -190,7 +212,7 @@ class Subject:
         """Accuracy against eps under every attack on the same images, the weakest first: the rows of a table."""
         accuracies = {
             "noise": self.noise,
-            "transfer": self.transfer,
+            **({} if self.other is None else {"transfer": self.transfer}),
             "FGSM": self.fgsm,
             "FGSM, worst case": self.fgsm_worst,
             "PGD": self.pgd,

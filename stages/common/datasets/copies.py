@@ -1,13 +1,11 @@
 """Images that stand in two places where they spoil the figures: in train and test, in ID and OOD, in two classes."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-import numpy as np
-
-from stages.common.datasets.account import Account
-from stages.common.datasets.splits import Split
+from stages.common import arrays
+from stages.common.datasets.account import Account, key
+from stages.common.datasets.splits import Images, Split
 from stages.common.errors import UserError
 
 
@@ -28,7 +26,7 @@ def find(splits: Mapping[str, Split], account: Account) -> list[Copies]:
     """Copies by content, each kind with its count: test images that were learnt from (in train or val), OOD images that
     are in-distribution ones, and images learnt as two classes.
     """
-    keys = {name: [key(pixels) for pixels in split.images] for name, split in splits.items() if name != "extra"}
+    keys = {name: list(_keys(split.images)) for name, split in splits.items() if name != "extra"}
     learnt = {*keys["train"], *keys["val"]}
     inside = learnt.union(keys["test"])
     first_class: dict[bytes, str] = {}
@@ -63,9 +61,9 @@ def lines(found: list[Copies]) -> Iterator[str]:
             yield f"warning: the same image twice: {copies.number} {copies.where}, such as {copies.example}"
 
 
-def key(pixels: np.ndarray) -> bytes:
-    """What tells an image (C, H, W) from every other."""
-    return hashlib.sha1(np.ascontiguousarray(pixels).data, usedforsecurity=False).digest()
+def _keys(images: Images) -> Iterator[bytes]:
+    for part in arrays.parts(images):
+        yield from map(key, images[part])
 
 
 def _known(name: str, keys: Mapping[str, list[bytes]], known: set[bytes]) -> list[tuple[str, int]]:

@@ -1,29 +1,57 @@
 """A user's own images, in a folder a class. Whatever is not read is accounted for."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from stages.common import workspace
+from stages.common import arrays, workspace
 from stages.common.datasets import pictures
-from stages.common.datasets.account import Account
-from stages.common.datasets.copies import key as image_key
-from stages.common.datasets.sources import fitted, progress
-from stages.common.datasets.splits import Images, Split, hold_out, labelled
-from stages.common.errors import UserError
+from stages.common.datasets.account import Account, is_system
+from stages.common.datasets.sources import files_below, fitted, progress
+from stages.common.datasets.splits import Images, Look, Split, apart, hold_out, hold_out_counts, labelled
+from stages.common.errors import UserError, shown
 from stages.common.params import Params
 
 ROOT, OOD_ROOT = "datasets.folder.prepare.root", "datasets.folder.prepare.ood_root"
 SPLITS = ("train", "test")
 LIKE_SPLITS = {"training", "testing", "val", "valid", "validation", "dev", "eval", "tests"}  # what others call them
-SYSTEM = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "__pycache__"}  # no classes
-SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
 
 def read(params: Params, rng: np.random.Generator, account: Account) -> dict[str, Split]:
     """The images below `root`, with those below `ood_root` as the OOD set."""
+    data = params.datasets.folder.prepare
+    shape = (3, data.image_size, data.image_size)
+    splits = {name: read_files(by_class, shape, account) for name, by_class in _listed(params, account).items()}
+    account.refuse_bad_files()
+    found = {name: labelled(splits.pop(name)) for name in list(splits)}
+    if "test" not in found:
+        found["train"], found["test"] = hold_out(found["train"], data.test_fraction, rng, "test_fraction")
+    return found
+
+
+def look(params: Params, account: Account) -> Look:
+    """What `read` would find, by the names of files."""
+    data = params.datasets.folder.prepare
+    images = {name: _counts(by_class) for name, by_class in _listed(params, account).items()}
+    if "test" not in images:
+        images["train"], images["test"] = hold_out_counts(images["train"], data.test_fraction, "test_fraction")
+    return Look(images, (3, data.image_size, data.image_size))
+
+
+def look_extra(root: str, knob: str, account: Account) -> dict[str, int]:
+    """What `extra` would find, by the names of files."""
+    place = find(root, knob)
+    account.places[root] = str(place)
+    return _counts(class_files(place, knob, account))
+
+
+def _counts(files: Mapping[str, Sequence[Path]]) -> dict[str, int]:
+    return {name: len(files[name]) for name in sorted(files)}
+
+
+def _listed(params: Params, account: Account) -> dict[str, dict[str, list[Path]]]:
+    """The files of each class of train, ood and, where there is one, test."""
     data = params.datasets.folder.prepare
     root, ood_root = find(data.root, ROOT), find(data.ood_root, OOD_ROOT)
     files = {name: class_files(folder, ROOT, account) for name, folder in _split_folders(root).items()}
@@ -44,15 +72,8 @@ def read(params: Params, rng: np.random.Generator, account: Account) -> dict[str
             raise UserError(f"{ood_root / name}: {name!r} is a class to learn too; rename one")
     not_chosen = ood_files.keys() - set(chosen)
     account.left_out["of OOD classes not chosen"] += sum(len(ood_files[name]) for name in not_chosen)
-
-    shape = (3, data.image_size, data.image_size)
-    splits = {name: read_files(by_class, shape, account) for name, by_class in files.items()}
-    splits["ood"] = read_files({name: ood_files[name] for name in chosen}, shape, account)
-    account.refuse_bad_files()
-    found = {name: labelled(by_class) for name, by_class in splits.items()}
-    if "test" not in found:
-        found["train"], found["test"] = hold_out(found["train"], data.test_fraction, rng, "test_fraction")
-    return found
+    account.places |= {ROOT: str(root), OOD_ROOT: str(ood_root)}
+    return {**files, "ood": {name: ood_files[name] for name in chosen}}
 
 
 def find(folder: str, knob: str) -> Path:
@@ -61,7 +82,7 @@ def find(folder: str, knob: str) -> Path:
     for home in workspace.homes():
         if (home / wanted).is_dir():
             return home / wanted
-    raise UserError(f"{folder} is not a folder; put your images into {folder}/<class>/ or change {knob} in params.yaml")
+    raise UserError(f"{folder} is not a folder; put your images into {folder}/<class>/ or change {knob}")
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -88,7 +109,13 @@ def _split_folders(root: Path) -> dict[str, Path]:
 def class_files(root: Path, knob: str, account: Account) -> dict[str, list[Path]]:
     """The image files of each class folder below `root`, in its subfolders too."""
     entries = sorted(root.iterdir())
-    account.left_out["in no class folder"] += sum(path.is_file() and not _is_system(path) for path in entries)
+    odd = [str(path) for path in entries if _is_folder(path) and shown(path.name) != path.name]
+    if odd:
+        raise UserError(
+            f"{shown(', '.join(odd))}: a class name holds no line ends or other control characters, and is UTF-8; "
+            "rename the folder"
+        )
+    account.left_out["in no class folder"] += sum(not path.is_dir() and not is_system(path.name) for path in entries)
     files = {path.name: sorted(_images_below(path, account)) for path in entries if _is_folder(path)}
     empty = [str(root / name) for name in files if not files[name]]
     if empty or not files:
@@ -100,30 +127,19 @@ def class_files(root: Path, knob: str, account: Account) -> dict[str, list[Path]
 
 
 def _images_below(folder: Path, account: Account) -> Iterator[Path]:
-    visited: set[str] = set()
-    for place, inner, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in visited:
-            inner.clear()  # a link that leads back
-            continue
-        visited.add(real)
-        inner[:] = sorted(name for name in inner if _is_folder(Path(place, name)))
-        for path in (Path(place, name) for name in sorted(names)):
-            if _is_image(path):
-                yield path
-            elif not _is_system(path):
-                account.left_out[path.suffix.lower() or "without an ending"] += 1
+    for path in files_below(folder):
+        if _is_image(path):
+            yield path
+        else:
+            account.leave_out(path)
 
 
 def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".") and path.name.lower() not in SYSTEM
-
-
-def _is_system(path: Path) -> bool:
-    return path.name.startswith(".") or path.name.lower() in SYSTEM_FILES
+    return path.is_dir() and not is_system(path.name)
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in pictures.suffixes() and not _is_system(path)
+    return path.suffix.lower() in pictures.suffixes() and not is_system(path.name)
 
 
 def _holds_images(folder: Path) -> bool:
@@ -135,24 +151,28 @@ def read_files(files: Mapping[str, Sequence[Path]], shape: tuple[int, ...], acco
 
     Files that cannot be read are noted in the account and left out.
     """
-    images = {}
+    sizes = dict.fromkeys(files, 0)
+    images = arrays.stack(_pixels(files, shape, account, sizes), sum(map(len, files.values())), shape)
+    return apart(images, sizes)
+
+
+def _pixels(
+    files: Mapping[str, Sequence[Path]], shape: tuple[int, ...], account: Account, sizes: dict[str, int]
+) -> Iterator[np.ndarray]:
+    """The image of each file that can be read, one class after the other; counts them in `sizes`."""
     with progress(sum(map(len, files.values())), "read images") as bar:
         for name, paths in files.items():
-            found = []
             for path in paths:
+                bar.update()
                 try:
                     picture = pictures.load(path, max(shape[1:]))
                 except pictures.UnreadableError as error:
                     account.bad[str(path)] = str(error)
                     continue
-                finally:
-                    bar.update()
-                found.append(fitted(picture.image, shape))
-                account.sizes[f"{picture.size[0]}x{picture.size[1]}"] += 1
-                account.transparent += picture.transparent
-                account.origins[image_key(found[-1])].append(str(path))
-            images[name] = np.stack(found) if found else np.empty((0, *shape), np.uint8)
-    return images
+                pixels = fitted(picture.image, shape)
+                account.note(pixels, picture.size, picture.transparent, shown(str(path)))
+                sizes[name] += 1
+                yield pixels
 
 
 def extra(root: str, shape: tuple[int, ...], knob: str, account: Account) -> dict[str, Images]:

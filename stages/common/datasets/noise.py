@@ -2,10 +2,13 @@
 
 import numpy as np
 
+from stages.common import arrays
+from stages.common.datasets.account import Account
 from stages.common.datasets.splits import Images
 from stages.common.params import Params
 
 COUNT = 500  # of each kind
+KINDS = ("fine", "coarse", "plain")
 
 
 def extra(params: Params, shape: tuple[int, ...]) -> dict[str, Images]:
@@ -13,7 +16,14 @@ def extra(params: Params, shape: tuple[int, ...]) -> dict[str, Images]:
     rng = np.random.default_rng([params.seed, COUNT])
     channels, height, width = shape
     images = {}
-    for name, square in (("fine", 1), ("coarse", 4), ("plain", max(height, width))):
+    for name, square in zip(KINDS, (1, 4, max(height, width)), strict=True):
         cells = rng.integers(0, 256, (COUNT, channels, -(-height // square), -(-width // square)), np.uint8)
-        images[name] = np.repeat(np.repeat(cells, square, 2), square, 3)[:, :, :height, :width]
+        images[name] = arrays.empty((COUNT, *shape))
+        for part in arrays.parts(images[name]):
+            images[name][part] = cells[part].repeat(square, 2).repeat(square, 3)[:, :, :height, :width]
     return images
+
+
+def look_extra(params: Params, account: Account) -> dict[str, int]:
+    """What `extra` gives."""
+    return dict.fromkeys(KINDS, COUNT)

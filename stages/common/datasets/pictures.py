@@ -48,6 +48,8 @@ def load(path: Path, side: int) -> Picture:
     Raises UnreadableError for a file that is no image, damaged, above LARGEST, or whose numbers are no grey levels.
     """
     try:
+        if not path.is_file():  # what is there might never end
+            raise UnreadableError("no ordinary file, or a link that leads to none")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of odd metadata: the pixels are what counts
             with Image.open(path, formats=FORMATS) as image:
@@ -55,7 +57,7 @@ def load(path: Path, side: int) -> Picture:
                 if size[0] * size[1] > LARGEST:
                     raise UnreadableError(f"{size[0]}x{size[1]} pixels are more than {LARGEST:,}; make it smaller")
                 image.draft(None, (2 * side, 2 * side))  # a large JPEG is decoded at a half or less, in a seventh
-                upright, transparent = _eight_bits(image)
+                upright, transparent = eight_bits(image)
                 turn = TURNS.get(_orientation(image))
                 return Picture(upright if turn is None else upright.transpose(turn), size, transparent)
     except (UnreadableError, PermissionError):
@@ -76,7 +78,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _eight_bits(image: Image.Image) -> tuple[Image.Image, bool]:
+def eight_bits(image: Image.Image) -> tuple[Image.Image, bool]:
     """The image as RGB, laid on white where it is transparent, and whether it is so anywhere."""
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(_grey_levels(np.asarray(image))).convert("RGB"), False

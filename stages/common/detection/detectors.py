@@ -58,6 +58,42 @@ DETECTORS: dict[str, Detector] = {
     "deep_knn": Detector(scores.knn, "deep"),
     "deep_knn_entropy": Detector(scores.knn_entropy, "deep"),
 }
+NEAREST = {"knn": "neighbours", "deep_knn": "neighbours", "deep_knn_entropy": "neighbours", "nnguide": "guides"}
+SPANNING = ("mahalanobis", "relative_mahalanobis", "vim", "fdbd")  # fit something in every direction of the features
+
+
+@torch.no_grad()
+def not_applicable(model: Classifier, options: Options, train: ImageSet) -> dict[str, str]:
+    """The detectors that have nothing to look at in `model`, or too little in the training images, and why."""
+    count, found = len(train), {}
+    of_a_class = count // len(train.labels.unique())
+    blank = torch.zeros(1, *train.images.shape[1:], device=device.of(model))
+    with frozen(model):
+        width = model.features(blank).shape[1]
+    for name, detector in DETECTORS.items():
+        k = getattr(options, NEAREST[name]) if name in NEAREST else 0
+        if detector.view == "deep" and not (model.has_features and model.has_stages):
+            found[name] = "the model has no stages that could be looked at"
+        elif detector.view == "plain" and name not in scores.OF_LOGITS and not model.has_features:
+            found[name] = "the model has no last linear layer whose input could be looked at"
+        elif k > of_a_class:
+            found[name] = f"it looks at {k} fitted images, and a class has about {of_a_class}"
+        elif name in SPANNING and count <= width:
+            found[name] = f"{count} fitted images say too little of {width} features"
+    return found
+
+
+def of_both(both: Mapping[str, Classifier], options: Options, train: ImageSet) -> list[str]:
+    """The detectors that apply to every one of the models, in the order of DETECTORS. Says which do not, and why."""
+    missing = {name: why for model in both.values() for name, why in not_applicable(model, options, train).items()}
+    for name, why in missing.items():
+        print(f"{name}: n/a: {why}", flush=True)
+    return [name for name in DETECTORS if name not in missing]
+
+
+def views_of(names: Sequence[str]) -> list[str]:
+    """The views that these detectors look at."""
+    return list(dict.fromkeys(DETECTORS[name].view for name in names))
 
 
 class _Pass(NamedTuple):

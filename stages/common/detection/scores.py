@@ -255,6 +255,14 @@ SCORES: dict[str, Callable[[FitData, Options], Score]] = {
     "fdbd": fdbd,
     "nnguide": nnguide,
 }
+OF_LOGITS = (
+    "max_logit",
+    "max_softmax",
+    "energy",
+    "entropy",
+    "generalized_entropy",
+    "margin",
+)  # these look at no features
 
 
 class _Softmax(NamedTuple):

@@ -3,20 +3,24 @@
 Images are uint8 (N, C, H, W) in a set and float32 in [0, 1], channels_last, in a batch.
 """
 
-from stages.common.images.augmentation import augment, resize
-from stages.common.images.batches import BATCH_SIZE, batches, progress, to_float
-from stages.common.images.sampling import sample
+from stages.common.images.augmentation import Augmentation, resize
+from stages.common.images.batches import BATCH_SIZE, batch_size, batches, progress, to_float
+from stages.common.images.maps import give_back
+from stages.common.images.sampling import sample, windows
 from stages.common.images.sets import ImageSet, by_prefix, read
 
 __all__ = [
     "BATCH_SIZE",
+    "Augmentation",
     "ImageSet",
-    "augment",
+    "batch_size",
     "batches",
     "by_prefix",
+    "give_back",
     "progress",
     "read",
     "resize",
     "sample",
     "to_float",
+    "windows",
 ]

@@ -1,29 +1,42 @@
-"""Augmentation of whole sets at once: no loop over images."""
+"""Augmentation, drawn for a whole epoch and applied to a batch at a time: no loop over images."""
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def augment(images: Tensor, *, flip: bool, translate: int, generator: torch.Generator) -> Tensor:
-    """Random mirror images and shifts of up to `translate` pixels over a reflected border; uint8 in, uint8 out.
+class Augmentation(NamedTuple):
+    """Random mirror images and shifts of up to `translate` pixels over a reflected border, drawn for N images."""
 
-    Works on the whole set at once: one slice per shift ((2 translate + 1)^2 of them), no loop over images.
-    """
-    count, _, height, width = images.shape
-    if translate:
-        padded = F.pad(images.float(), (translate,) * 4, mode="reflect").to(torch.uint8)
-        shifts = 2 * translate + 1
-        choice = torch.randint(shifts * shifts, (count,), generator=generator)
-        images = torch.empty_like(images)
-        for shift in range(shifts * shifts):
-            chosen = (choice == shift).nonzero().squeeze(1)
-            top, left = divmod(shift, shifts)
-            images[chosen] = padded[chosen, :, top : top + height, left : left + width]
-    if flip:
-        mirrored = torch.rand(count, generator=generator) < 0.5
-        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
-    return images
+    translate: int
+    shifts: Tensor | None  # int64 (N,): which of the (2 translate + 1)^2; None for no shift
+    mirrored: Tensor | None  # bool (N,); None for no mirror images
+
+    @classmethod
+    def draw(cls, count: int, *, flip: bool, translate: int, generator: torch.Generator) -> "Augmentation":
+        shifts = torch.randint((2 * translate + 1) ** 2, (count,), generator=generator) if translate else None
+        return cls(translate, shifts, torch.rand(count, generator=generator) < 0.5 if flip else None)
+
+    def apply(self, images: Tensor, part: slice) -> Tensor:
+        """What was drawn for the images `part`, uint8 (n, C, H, W), done to them; `images` themselves stay."""
+        if self.shifts is not None:
+            images = self._shifted(images, self.shifts[part])
+        if self.mirrored is not None:
+            images = torch.where(self.mirrored[part].view(-1, 1, 1, 1), images.flip(3), images)
+        return images
+
+    def _shifted(self, images: Tensor, shifts: Tensor) -> Tensor:
+        """One slice for each shift."""
+        height, width = images.shape[-2:]
+        padded = F.pad(images.float(), (self.translate,) * 4, mode="reflect").to(torch.uint8)
+        shifted = torch.empty_like(images)
+        for shift in shifts.unique().tolist():
+            chosen = (shifts == shift).nonzero().squeeze(1)
+            top, left = divmod(shift, 2 * self.translate + 1)
+            shifted[chosen] = padded[chosen, :, top : top + height, left : left + width]
+        return shifted
 
 
 def resize(images: Tensor, size: int) -> Tensor:

@@ -1,9 +1,13 @@
-"""A few images that stand for a whole set: the one way in which the pipeline takes a sample."""
+"""A few images, or parts of images, that stand for a whole set: the one way in which the pipeline takes a sample."""
 
 import torch
 from torch import Tensor
 
+from stages.common.arrays import SCATTERED
+from stages.common.images import maps
+
 GOLDEN = (5**0.5 - 1) / 2
+PLASTIC = 1.324717957244746  # its powers spread points over a plane as the golden ratio's do over a line
 
 
 def sample(labels: Tensor, count: int) -> Tensor:
@@ -23,6 +27,22 @@ def sample(labels: Tensor, count: int) -> Tensor:
     order = order[labels[order].argsort(stable=True)]
     share = _rank_in_class(labels[order]).double() / sizes[labels[order]]
     return order[share.argsort(stable=True)[:count]].sort().values
+
+
+def windows(images: Tensor, chosen: Tensor, side: int) -> Tensor:
+    """A window of at most `side` x `side` pixels of each image at the indices `chosen` (n,): uint8 (n, C, h, w).
+
+    The windows lie evenly spread over the place that larger images have for them.
+    """
+    height, width = (min(side, length) for length in images.shape[-2:])
+    found = images.new_empty(len(chosen), images.shape[1], height, width)
+    for rank, index in enumerate(chosen.tolist()):
+        down, right = (rank + 1) / PLASTIC % 1, (rank + 1) / PLASTIC**2 % 1
+        top, left = int(down * (images.shape[-2] - height + 1)), int(right * (images.shape[-1] - width + 1))
+        found[rank] = images[index, :, top : top + height, left : left + width]
+        if rank % SCATTERED == 0 or rank == len(chosen) - 1:
+            maps.give_back(images)
+    return found
 
 
 def _rank_in_class(labels: Tensor) -> Tensor:

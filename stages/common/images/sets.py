@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from stages.common import artifacts
 from stages.common.errors import UserError
+from stages.common.images import maps
 
 
 class ImageSet(NamedTuple):
@@ -22,7 +24,7 @@ class ImageSet(NamedTuple):
 
     def take(self, chosen: Tensor) -> "ImageSet":
         """The images at the indices `chosen`, in that order."""
-        return ImageSet(self.images[chosen], self.labels[chosen], self.classes)
+        return ImageSet(maps.take(self.images, chosen), self.labels[chosen], self.classes)
 
 
 def read(name: str | Path) -> ImageSet:
@@ -31,8 +33,12 @@ def read(name: str | Path) -> ImageSet:
     arrays = artifacts.read_arrays(path)
     if not {"images", "labels", "classes"} <= arrays.keys():
         raise UserError(f"{path} lacks images, labels or classes; delete it and run `dvc repro`")
-    images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
-    return ImageSet(images, labels, [str(name) for name in arrays["classes"]])
+    images, labels, classes = arrays["images"], arrays["labels"], arrays["classes"]
+    kinds = (images.dtype, images.ndim, labels.dtype, labels.shape, classes.ndim)
+    wanted = (np.dtype(np.uint8), 4, np.dtype(np.int64), (len(images),), 1)
+    if kinds != wanted or not np.isin(labels, np.arange(len(classes))).all():
+        raise UserError(f"{path} holds no images with labels and class names; delete it and run `dvc repro`")
+    return ImageSet(maps.as_tensor(images), torch.from_numpy(labels), [str(name) for name in classes])
 
 
 def by_prefix(image_set: ImageSet) -> dict[str, ImageSet]:

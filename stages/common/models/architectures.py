@@ -3,7 +3,7 @@
 Every model takes pixels in [0, 1] and normalises them itself, so that an attack's budget always means pixels. Every
 model has `forward(images) -> logits (N, K)`, `features(images) -> penultimate features (N, D)` and `classes`, K names.
 It is made of `maps`, `pool` and `head`: logits are head(pool(last of maps)), and what lies between is there for whoever
-looks inside. Any input of 8x8 to 64x64 pixels and any number of channels will do.
+looks inside. Any input of 8x8 to 512x512 pixels and any number of channels will do.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from stages.common.errors import UserError
+from stages.common.normalization import Moments
+
+STEM_SIDE = 64  # pixels of the maps that the first layer passes on, at most; those of larger images are pooled
 
 
 class Normalize(nn.Module):
@@ -29,6 +34,17 @@ class Normalize(nn.Module):
         return (images - self.mean) / self.std
 
     @torch.no_grad()
+    def set(self, moments: Moments) -> None:
+        """Take given moments. Raises UserError for another number of channels."""
+        channels = len(self.mean)
+        if len(moments.mean) not in (1, channels):
+            raise UserError(
+                f"the normalisation {moments} is for {len(moments.mean)} channels, and the images have {channels}"
+            )
+        self.mean.copy_(torch.tensor(moments.mean).expand(channels).view(-1, 1, 1))
+        self.std.copy_(torch.tensor(moments.std).expand(channels).view(-1, 1, 1))
+
+    @torch.no_grad()
     def adapt(self, images: Tensor) -> None:
         """Take the moments of `images`, float (N, C, H, W)."""
         self.mean.copy_(images.mean((0, 2, 3)).view(-1, 1, 1))
@@ -39,6 +55,8 @@ class Classifier(nn.Module):
     """What the models share: the normalisation, the class names, `forward`, and `recipe`, the arguments of `build`."""
 
     recipe: dict[str, Any]
+    has_features = True  # whether `features` and `head` are what their names say, and...
+    has_stages = True  # ...whether `layers` has more than the features: somebody else's model may lack either
 
     def __init__(self, channels: int, classes: Sequence[str]):
         super().__init__()
@@ -71,6 +89,14 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
+
+
+def _at_most(side: int, maps: Tensor) -> Tensor:
+    """`maps` pooled to at most `side` x `side`; smaller ones as they are. What a stem gives of a large image costs more
+    than all later layers together, and their view of it would be a narrow one.
+    """
+    pooled = [-(-length // side) for length in maps.shape[-2:]]
+    return maps if max(pooled) == 1 else F.max_pool2d(maps, pooled)
 
 
 def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -120,12 +146,12 @@ class WhitenedCNN(Classifier):
         self.whiten.weight.copy_(torch.cat([weights, -weights]))
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        x, maps = F.relu(self.whiten(self.normalize(images))), []
+        x, maps = _at_most(STEM_SIDE, F.relu(self.whiten(self.normalize(images)))), []
         for first, first_norm, second, second_norm in zip(
             self.first, self.first_norm, self.second, self.second_norm, strict=True
         ):
             x = first(x)
-            if x.shape[-1] >= 4:
+            if min(x.shape[-2:]) >= 4:
                 x = F.max_pool2d(x, 2)
             x = F.relu(first_norm(x))
             x = F.relu(second_norm(second(x)))
@@ -142,7 +168,7 @@ class WhitenedCNN(Classifier):
 class SimpleCNN(Classifier):
     """The reproduced study's LeNet-sized net (LeCun 1998): two 5x5 convolutions and three linear layers.
 
-    Deviation: borders are padded and the last maps are pooled to 5x5, so that any input of 8 to 64 pixels will do.
+    Deviation: borders are padded and the last maps are pooled to 5x5, so that any input of 8 to 512 pixels will do.
     """
 
     def __init__(self, channels: int, classes: Sequence[str]):
@@ -154,7 +180,7 @@ class SimpleCNN(Classifier):
         self.fc3 = nn.Linear(84, len(self.classes))
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        first = F.max_pool2d(F.relu(self.conv1(self.normalize(images))), 2)
+        first = _at_most(STEM_SIDE, F.max_pool2d(F.relu(self.conv1(self.normalize(images))), 2))
         return [first, F.max_pool2d(F.relu(self.conv2(first)), 2)]
 
     def pool(self, maps: Tensor) -> Tensor:
@@ -199,7 +225,7 @@ class ResNet18(Classifier):
         self.linear = nn.Linear(inputs, len(self.classes))
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        x, maps = self.stem(self.normalize(images)), []
+        x, maps = _at_most(STEM_SIDE, self.stem(self.normalize(images))), []
         for group in self.groups:
             x = group(x)
             maps.append(x)
@@ -217,16 +243,3 @@ ARCHITECTURES: dict[str, Callable[..., Classifier]] = {
     "simple_cnn": SimpleCNN,
     "resnet18": ResNet18,
 }
-
-
-def build(name: str, *, channels: int, classes: Sequence[str], **options: Any) -> Classifier:
-    """A new model in channels_last memory format (1.5 to 2 times faster on a CPU) with weights from torch's generator.
-
-    `options` are the architecture's own: widths (whitened_cnn), width (resnet18). Raises ValueError for another name.
-    """
-    if name not in ARCHITECTURES:
-        raise ValueError(f"model {name!r} is not one of {', '.join(ARCHITECTURES)}")
-    model = ARCHITECTURES[name](channels, classes, **options)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotation lacks this one
-    model.recipe = {"name": name, "channels": channels, "classes": list(classes), **options}
-    return model

@@ -31,7 +31,7 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    name: Literal["whitened_cnn", "simple_cnn", "resnet18"]
+    name: Literal["whitened_cnn", "simple_cnn", "resnet18", "custom"]
 
 
 class Architecture(Section):
@@ -52,10 +52,16 @@ class ResNet18(Architecture):
     width: Count
 
 
+class Custom(Architecture):
+    factory: Name | None
+    normalize: Name
+
+
 class Models(Section):
     whitened_cnn: WhitenedCNN
     simple_cnn: SimpleCNN
     resnet18: ResNet18
+    custom: Custom
 
 
 class Training(Section):
@@ -66,16 +72,23 @@ class Training(Section):
     compile: StrictBool
 
 
-class TrainStandard(Section):
+class Trained(Section):
+    """What both training stages have: another model than model.name, weights that are adopted instead of trained."""
+
+    model: Name | None
+    weights: Name | None
     label_smoothing: ShareBelowOne
 
 
-class TrainRobust(Section):
+class TrainStandard(Trained):
+    pass
+
+
+class TrainRobust(Trained):
     attack: Literal["n-fgsm", "rs-fgsm", "fgsm"]
     adversarial_fraction: ShareAboveZero
     noise: NotNegative
     ramp: Share
-    label_smoothing: ShareBelowOne
     overfitting_gap: OpenShare
     undo_overfitting: StrictBool
     pgd_steps: Count
@@ -183,6 +196,14 @@ class PrepareFolder(Prepare):
     ood_classes: Names | None
 
 
+class PrepareTorchvision(Prepare):
+    name: Name
+    ood_name: Name
+    image_size: ImageSize | None
+    test_fraction: OpenShare
+    ood_classes: Names | None
+
+
 class Data(Section):
     """What every data set has; `prepare` has keys of each one's own."""
 
@@ -207,16 +228,21 @@ class Folder(Data):
     prepare: PrepareFolder
 
 
+class Torchvision(Data):
+    prepare: PrepareTorchvision
+
+
 class Datasets(Section):
     cifar10: CIFAR10
     digits: Digits
     folder: Folder
+    torchvision: Torchvision
 
 
 class Keys(Section):
     """All of params.yaml. Attribute names are the file's keys."""
 
-    dataset: Literal["cifar10", "digits", "folder"]
+    dataset: Literal["cifar10", "digits", "folder", "torchvision"]
     seed: Annotated[int, integer(0, 2**32 - 1)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     eps: Eps

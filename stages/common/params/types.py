@@ -3,9 +3,15 @@
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
+
+CUSTOM = "custom"  # the section of `models` that every model of somebody else has
+OWN = "own"  # the weights that a model comes with
+FROM_DATA = "data"  # the normalisation by the training images' own moments
+TORCHVISION = "torchvision:"  # before the name of one of torchvision's sets
 
 
 def number(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> BeforeValidator:
@@ -60,6 +66,11 @@ def _each_once(what: str) -> Callable[[list[Any]], list[Any]]:
     return check
 
 
+def set_name(entry: str) -> str:
+    """What the OOD set is called that an entry of extra_sets means: a set's own name, or the last folder of a path."""
+    return PurePosixPath(entry.removeprefix(TORCHVISION)).name
+
+
 Eps = Annotated[float, number(0, 1)]
 Epsilons = Annotated[list[Eps], Field(min_length=1), AfterValidator(_ascending)]
 Positive = Annotated[float, number(0, open_low=True)]
@@ -69,6 +80,6 @@ OpenShare = Annotated[float, number(0, 1, open_low=True, open_high=True)]
 ShareAboveZero = Annotated[float, number(0, 1, open_low=True)]
 ShareBelowOne = Annotated[float, number(0, 1, open_high=True)]
 Count = Annotated[int, integer(1)]
-ImageSize = Annotated[int, integer(8, 64)]
+ImageSize = Annotated[int, integer(8, 512)]
 Name = Annotated[str, BeforeValidator(_name), Field(min_length=1)]
 Names = Annotated[list[Name], Field(min_length=1), AfterValidator(_each_once("name"))]

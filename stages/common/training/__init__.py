@@ -1,6 +1,19 @@
 """Training: one loop, its optimizer, the recipe from params.yaml, and taking up what was interrupted."""
 
+from stages.common.training.learning import Learnt, learn
 from stages.common.training.loop import Plain, Progress, Regime, Result, Row, Verdict, train
 from stages.common.training.recipe import Recipe, new_model
 
-__all__ = ["Plain", "Progress", "Recipe", "Regime", "Result", "Row", "Verdict", "new_model", "train"]
+__all__ = [
+    "Learnt",
+    "Plain",
+    "Progress",
+    "Recipe",
+    "Regime",
+    "Result",
+    "Row",
+    "Verdict",
+    "learn",
+    "new_model",
+    "train",
+]

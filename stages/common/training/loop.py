@@ -156,12 +156,11 @@ def _epoch(
     Raises UserError for a loss that is not finite.
     """
     where = device.of(model)
-    batch_size = min(recipe.batch_size, len(train_set))
-    steps = len(train_set) // batch_size
+    batch_size = min(recipe.batch_size, count := len(train_set))
+    steps = count // batch_size
     generator = torch.Generator().manual_seed(_seed(recipe.seed, epoch))
-    order = torch.randperm(len(train_set), generator=generator)
-    pixels = images.augment(train_set.images[order], flip=recipe.flip, translate=recipe.translate, generator=generator)
-    labels = train_set.labels[order]
+    order = torch.randperm(count, generator=generator)
+    drawn = images.Augmentation.draw(count, flip=recipe.flip, translate=recipe.translate, generator=generator)
     size = recipe.early_size if epoch <= recipe.epochs * EARLY_SHARE else None
     losses, right = [], []  # tensors: a number asked of each step would make a GPU wait
     model.train()
@@ -170,7 +169,8 @@ def _epoch(
         progress = Progress(done=done, rows=rows, last_epoch=epoch == recipe.epochs, generator=generator)
         set_rate(optimizer, done, recipe.warmup)
         part = slice(step * batch_size, (step + 1) * batch_size)
-        x, y = images.to_float(pixels[part], where), labels[part].to(where)
+        batch = train_set.take(order[part])
+        x, y = images.to_float(drawn.apply(batch.images, part), where), batch.labels.to(where)
         x = regime.perturb(x if size is None else images.resize(x, size), y, progress)
         with torch.autocast(where.type, torch.bfloat16, enabled=recipe.bfloat16):
             logits = forward(x).float()

@@ -1,15 +1,19 @@
 """What a training is told, and the model that it starts from."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from stages.common import device, images, models
+from stages.common import device, images, models, normalization, workspace
+from stages.common.errors import UserError
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
 from stages.common.params import Params
+from stages.common.params.types import FROM_DATA, OWN
 
-ADAPTED = 5000  # training images that the normalisation and the whitening are fitted to
+ADAPTED = 5000  # training images that the normalisation and the whitening are fitted to...
+WINDOW = 32  # ...and the pixels a side that are looked at of each, whatever their size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +35,19 @@ class Recipe:
     seed: int
 
     @classmethod
-    def from_params(cls, params: Params, where: torch.device, *, epochs: int, label_smoothing: float) -> "Recipe":
-        """The recipe that params.yaml asks for; the learning rate scales with the batch size (Goyal 2017)."""
+    def from_params(cls, params: Params, which: str, where: torch.device) -> "Recipe":
+        """The recipe that params.yaml asks for of the `standard` or the `robust` training; the learning rate scales
+        with the batch size (Goyal 2017).
+        """
         data, training = params.data.training, params.training
         return cls(
-            epochs=epochs,
+            epochs=getattr(params.data, f"train_{which}").epochs,
             batch_size=data.batch_size,
-            learning_rate=params.architecture.learning_rate * data.batch_size / 1024,
+            learning_rate=params.model_of(which).section.learning_rate * data.batch_size / 1024,
             momentum=training.momentum,
             weight_decay=training.weight_decay,
             warmup=training.warmup,
-            label_smoothing=label_smoothing,
+            label_smoothing=params.trained(which).label_smoothing,
             flip=data.flip,
             translate=data.translate,
             early_size=data.early_size,
@@ -51,10 +57,36 @@ class Recipe:
         )
 
 
-def new_model(params: Params, train_set: ImageSet) -> Classifier:
-    """An untrained model of the chosen architecture on the CPU, adapted to a fair sample of the training images."""
-    options = params.architecture.model_dump(exclude={"learning_rate"})
+def new_model(params: Params, which: str, train_set: ImageSet) -> Classifier:
+    """The model on the CPU that train_<which> begins with, adapted to a fair sample of the training images: untrained,
+    unless train_<which>.weights names weights to adopt. Raises UserError for a model or weights that do not fit.
+    """
+    chosen, adopted = params.model_of(which), params.trained(which).weights
+    weights_file = workspace.file(adopted) if adopted not in (None, OWN) else None
+    channels, size = train_set.images.shape[1], train_set.images.shape[-1]
+    if chosen.factory is None:
+        options = chosen.section.model_dump(exclude={"learning_rate"})
+    else:
+        normalize = params.models.custom.normalize
+        moments = None if normalize == FROM_DATA else normalization.parse(normalize)
+        options = {"origin": chosen.factory, "size": size, "moments": moments, "pretrained": adopted == OWN}
     torch.manual_seed(params.seed)
-    model = models.build(params.model.name, channels=train_set.images.shape[1], classes=train_set.classes, **options)
-    model.adapt(images.to_float(train_set.images[images.sample(train_set.labels, ADAPTED)]))
+    if weights_file is not None and models.is_checkpoint(weights_file):
+        return _checked(models.load_checkpoint(weights_file), weights_file, train_set)
+    model = models.build(
+        chosen.name, channels=channels, classes=train_set.classes, weights_file=weights_file, **options
+    )
+    if adopted is None:
+        some = images.sample(train_set.labels, ADAPTED)
+        model.adapt(images.to_float(images.windows(train_set.images, some, WINDOW)))
+    return model
+
+
+def _checked(model: Classifier, path: Path, train_set: ImageSet) -> Classifier:
+    """A model that comes with its classes: refused where they are not those of the images."""
+    if model.classes != train_set.classes or len(model.normalize.mean) != train_set.images.shape[1]:
+        raise UserError(
+            f"{path} knows {len(model.classes)} classes ({', '.join(model.classes[:5])} ...), images of "
+            f"{len(model.normalize.mean)} channels: not those of data/prepared ({', '.join(train_set.classes[:5])} ...)"
+        )
     return model

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stages.common import artifacts
+from stages.common import artifacts, images
 from stages.common.errors import UserError
 from stages.common.images import ImageSet
 from stages.common.training.recipe import Recipe
@@ -64,7 +64,11 @@ def fingerprint(model: nn.Module, train_set: ImageSet, val_set: ImageSet, recipe
     The code is all of this project's modules that the process has loaded, so that nobody has to list them.
     """
     digest = hashlib.sha256()
-    for tensor in (train_set.images, train_set.labels, val_set.images, val_set.labels, *model.state_dict().values()):
+    for pixels in (train_set.images, val_set.images):
+        for part in pixels.split(images.batch_size(pixels)):
+            digest.update(part.contiguous().numpy())
+            images.give_back(part)
+    for tensor in (train_set.labels, val_set.labels, *model.state_dict().values()):
         digest.update(tensor.detach().cpu().contiguous().numpy())
     digest.update(repr((asdict(recipe), settings, torch.__version__)).encode())
     for name, module in sorted(sys.modules.items()):
@@ -74,7 +78,10 @@ def fingerprint(model: nn.Module, train_set: ImageSet, val_set: ImageSet, recipe
 
 
 def _tidy(folder: Path, name: str) -> None:
-    """Delete the work files of runs given up long ago: all but the newest ABANDONED of this name."""
+    """Delete the work files of runs given up long ago, all but the newest ABANDONED of this name, and half-written ones
+    that killed runs have left.
+    """
+    artifacts.sweep(folder, f"{name}-*.pt")
     files = sorted(folder.glob(f"{name}-*.pt"), key=lambda file: file.stat().st_mtime)
     for file in files[:-ABANDONED]:
         file.unlink(missing_ok=True)
