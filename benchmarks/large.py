@@ -1,6 +1,6 @@
 """How long an image of 224 pixels takes: the pipeline's ResNet-18, and torchvision's own, evaluated, attacked, trained.
 
-python -m benchmarks.large     # four minutes; writes the table into docs/performance.md
+python -m benchmarks.large     # a minute; writes the table into docs/performance.md
 Images are made up, on disk as prepare writes them; --quick uses a few small ones and a narrow net and writes nothing.
 """
 
