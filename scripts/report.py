@@ -26,7 +26,7 @@ from stages.common import artifacts
 from stages.common.artifacts import MODELS
 
 OUT = Path("build/report.html")
-TEMPLATE = Path(__file__).with_name("report.html")
+TEMPLATE, STYLE = (Path(__file__).with_name(name) for name in ("report.html", "style.css"))
 
 
 def headline(now: Mapping[str, summary.Figures], before: Mapping[str, summary.Figures] | None) -> str:
@@ -143,6 +143,7 @@ def page(revision: str | None) -> str:
     bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its annotation lacks the default
     plots = json.dumps(specs).replace("<", "\\u003c")  # a class of this name could end the script that carries them
     return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        style=STYLE.read_text(encoding="utf-8"),
         dataset=html.escape(str(knobs["dataset"])),
         eps=html.escape(str(knobs["eps"])),
         compared=f", compared with <b>{html.escape(revision)}</b>" if revision else "",

@@ -18,7 +18,7 @@ from stages.common.audit.verdicts import Row
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
 
-TEMPLATE = Path(__file__).with_name("page.html")
+TEMPLATE, STYLE = Path(__file__).with_name("page.html"), Path(__file__).parents[1] / "style.css"
 ATTACKS = {
     "clean": "clean images",
     "fgsm": "FGSM",
@@ -81,6 +81,7 @@ def page(
         model, image_set, [found["eps"]], name="examined", columns=min(COLUMNS, len(image_set))
     )
     return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        style=STYLE.read_text(encoding="utf-8"),
         model=html.escape(found["model"]),
         images=f"{found['images']} images of {found['classes']} classes, {html.escape(form)}",
         eps=f"{found['eps']:.4g}",

@@ -178,14 +178,10 @@ def _patience(what: str) -> Iterator[None]:
 
 def _timm(name: str, classes: int, channels: int, pretrained: bool) -> Origin:
     what = f"timm:{name}"
-    try:
-        vision.torchvision()
-        timm = importlib.import_module("timm")
-    except ImportError:
-        raise UserError(f"{what} needs timm, which is not installed here: pip install timm") from None
+    timm = _library(what, "timm")
     if name not in timm.list_models():
         raise UserError(f"{what}: timm has no such model{_near(name, timm.list_models())}")
-    with _library(what, pretrained):
+    with _building(what, pretrained):
         module = timm.create_model(name, pretrained=pretrained, num_classes=classes, in_chans=channels)
     data = timm.data.resolve_data_config(model=module)
     crop = data["input_size"][-1]
@@ -195,11 +191,7 @@ def _timm(name: str, classes: int, channels: int, pretrained: bool) -> Origin:
 
 def _torchvision(name: str, classes: int, channels: int, pretrained: bool) -> Origin:
     what = f"torchvision:{name}"
-    try:
-        vision.torchvision()
-        zoo = importlib.import_module("torchvision.models")
-    except ImportError:
-        raise UserError(f"{what} needs torchvision, which is not installed here: pip install torchvision") from None
+    zoo = _library(what, "torchvision.models")
     known = zoo.list_models(module=zoo)
     if name not in known:
         raise UserError(f"{what}: torchvision has no such classifier{_near(name, known)}")
@@ -209,15 +201,25 @@ def _torchvision(name: str, classes: int, channels: int, pretrained: bool) -> Or
             f"{what}: its own weights know {len(weights.meta['categories'])} classes, not {classes}: name them in "
             "their order with --classes FILE (one a line), or pass weights of your own with --weights"
         )
-    with _library(what, pretrained):
+    with _building(what, pretrained):
         module = zoo.get_model(name, weights=weights if pretrained else None, num_classes=classes)
     preset = weights.transforms()
     moments = Moments(tuple(preset.mean), tuple(preset.std))
     return Origin(module, Expected(preset.resize_size[0], preset.crop_size[0], preset.interpolation.value, moments))
 
 
+def _library(what: str, name: str) -> ModuleType:
+    """A package of models, both of which import torchvision."""
+    package = name.partition(".")[0]
+    try:
+        vision.torchvision()
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f"{what} needs {package}, which is not installed here: pip install {package}") from None
+
+
 @contextmanager
-def _library(what: str, pretrained: bool) -> Iterator[None]:
+def _building(what: str, pretrained: bool) -> Iterator[None]:
     try:
         yield
     except UserError:
