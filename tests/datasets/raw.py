@@ -27,9 +27,11 @@ ODD_IMAGES = [("L", (50, 20)), ("RGBA", (9, 70)), ("P", (33, 33)), ("RGB", (8, 8
 
 
 def choose(dataset, *, seed=0, target=None, **knobs):
-    """Write a params.yaml that takes this data set, with these knobs of its `prepare` section."""
+    """Write a params.yaml that takes this data set, with these knobs of its own or of its `prepare` section."""
     content = json.loads(json.dumps(PARAMS)) | {"dataset": dataset, "seed": seed}
-    content["datasets"][dataset]["prepare"] |= {"extra_sets": []} | knobs
+    section = content["datasets"][dataset]
+    section |= {key: value for key, value in knobs.items() if key in section}
+    section["prepare"] |= {"extra_sets": []} | {key: value for key, value in knobs.items() if key not in section}
     content["ood_eval"] |= {"neighbours": 1, "guides": 1}  # prepare refuses more than there are training images
     if target:
         content["datasets"][dataset]["target"] = target

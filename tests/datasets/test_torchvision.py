@@ -253,7 +253,7 @@ def test_what_gives_no_class_number_is_refused_by_what_it_gives(monkeypatch):
 
     monkeypatch.setattr(torchvision.datasets, "SBU", Captions)
     choose("torchvision", name="SBU", ood_name="FakeData")
-    refused("datasets.torchvision.prepare.name = 'SBU'", "no classification set: it gives Image and str")
+    refused("datasets.torchvision.name = 'SBU'", "no classification set: it gives Image and str")
 
 
 def test_a_set_whose_parts_are_neither_train_nor_test(monkeypatch):

@@ -67,17 +67,17 @@ class Source(NamedTuple):
 
 def read(params: Params, rng: np.random.Generator, account: Account) -> dict[str, Split]:
     """The set `name`, with the test images of `ood_name` as the OOD set, in the same shape."""
-    data, knob = params.datasets.torchvision.prepare, f"{SECTION}.name"
-    sources = {"train": find(data.name, TRAIN, knob)}
+    chosen, data, knob = params.datasets.torchvision, params.datasets.torchvision.prepare, "datasets.torchvision.name"
+    sources = {"train": find(chosen.name, TRAIN, knob)}
     if sources["train"].part:
-        sources["test"] = find(data.name, TEST, knob)
-    unknown = find(data.ood_name, TEST, f"{SECTION}.ood_name")
+        sources["test"] = find(chosen.name, TEST, knob)
+    unknown = find(chosen.ood_name, TEST, "datasets.torchvision.ood_name")
     shape = _shape(list(sources.values()), data.image_size)
     own_size = data.image_size is None
     found = {split: _read(source, shape, account, own_size=own_size) for split, source in sources.items()}
     learnt = set(found["train"][1])
     if len(learnt) < 2:
-        raise UserError(f"{knob} = {data.name!r}: it has {len(learnt)} class to learn: two at least are needed")
+        raise UserError(f"{knob} = {chosen.name!r}: it has {len(learnt)} class to learn: two at least are needed")
     splits = {}
     for split in sources:
         images, names = found.pop(split)

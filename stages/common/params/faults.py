@@ -104,11 +104,11 @@ def _extra_sets(params: "Keys") -> Iterator[str]:
         for entry in sets:
             if entry in FOREIGN.get(name, ()):
                 yield f"{key} = {entry!r}: not beside {name}; allowed is noise, torchvision:NAME, or a folder"
-    own, key = params.datasets.torchvision.prepare, "datasets.torchvision.prepare"
+    own, key = params.datasets.torchvision, "datasets.torchvision"
     if own.ood_name == own.name:
         yield f"{key}.ood_name = {own.name!r}: it is the set to learn; allowed is another one"
-    if TORCHVISION + own.name in own.extra_sets:
-        yield f"{key}.extra_sets = {TORCHVISION + own.name!r}: it is the set to learn; allowed is another one"
+    if TORCHVISION + own.name in own.prepare.extra_sets:
+        yield f"{key}.prepare.extra_sets = {TORCHVISION + own.name!r}: it is the set to learn; allowed is another one"
 
 
 def _classes(params: "Keys") -> Iterator[str]:

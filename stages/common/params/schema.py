@@ -197,8 +197,6 @@ class PrepareFolder(Prepare):
 
 
 class PrepareTorchvision(Prepare):
-    name: Name
-    ood_name: Name
     image_size: ImageSize | None
     test_fraction: OpenShare
     ood_classes: Names | None
@@ -229,6 +227,8 @@ class Folder(Data):
 
 
 class Torchvision(Data):
+    name: Name
+    ood_name: Name
     prepare: PrepareTorchvision
 
 
