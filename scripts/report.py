@@ -5,7 +5,6 @@ python -m scripts.report HEAD~1       # and what has changed since a commit, a b
 """
 
 import argparse
-import base64
 import html
 import json
 import os
@@ -21,12 +20,12 @@ import pandas as pd
 import vl_convert
 from ruamel.yaml import YAML
 
-from scripts import picture, summary, verdicts
+from scripts import markup, picture, summary, verdicts
 from stages.common import artifacts
 from stages.common.artifacts import MODELS
 
 OUT = Path("build/report.html")
-TEMPLATE, STYLE = (Path(__file__).with_name(name) for name in ("report.html", "style.css"))
+TEMPLATE = Path(__file__).with_name("report.html")
 
 
 def headline(now: Mapping[str, summary.Figures], before: Mapping[str, summary.Figures] | None) -> str:
@@ -56,19 +55,13 @@ def audit(found: pd.DataFrame) -> str:
     rows = []
     for check, both in found.groupby("check", sort=False):
         by_model = {row["model"]: row for row in both.to_dict("records")}
-        cells = "".join(_verdict(by_model[model]["verdict"], by_model[model]["seen"]) for model in MODELS)
+        cells = "".join(markup.verdict(by_model[model]["verdict"], by_model[model]["seen"]) for model in MODELS)
         unsound = [row for row in by_model.values() if row["verdict"] in verdicts.UNSOUND]
         said = "<br>".join(html.escape(f"{row['model']}: {row['seen']}: {row['meaning']}") for row in unsound)
         name = html.escape(str(check).replace("_", " "))
         rows.append(f'<tr><th>{name}</th>{cells}<td class="said">{said}</td></tr>')
     head = "".join(f"<th>{model}</th>" for model in MODELS)
     return f"<table><tr><th></th>{head}<th></th></tr>{''.join(rows)}</table>"
-
-
-def _verdict(verdict: str, seen: str) -> str:
-    """A cell of the audit's table, with what was seen as its title; the style has a class for each verdict."""
-    kind = verdict.lower().replace("/", "")
-    return f'<td class="{kind}" title="{html.escape(seen)}">{verdict}</td>'
 
 
 def data(found: Mapping[str, Any]) -> str:
@@ -106,12 +99,9 @@ def _counts(counts: Mapping[str, int], of: str = "") -> str:
 
 def pictures(folder: Path) -> str:
     """Every PNG of `folder`, carried in the page."""
-    figures = []
-    for path in sorted(folder.glob("*.png")):
-        data = base64.b64encode(path.read_bytes()).decode()
-        title = html.escape(path.stem.replace("_", " "))
-        figures.append(f'<figure><img alt="{title}" src="data:image/png;base64,{data}"></figure>')
-    return "\n".join(figures)
+    return "\n".join(
+        markup.picture(path.stem.replace("_", " "), path.read_bytes()) for path in sorted(folder.glob("*.png"))
+    )
 
 
 def environment(images: str) -> str:
@@ -143,7 +133,7 @@ def page(revision: str | None) -> str:
     bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its annotation lacks the default
     plots = json.dumps(specs).replace("<", "\\u003c")  # a class of this name could end the script that carries them
     return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        style=STYLE.read_text(encoding="utf-8"),
+        style=markup.style(),
         dataset=html.escape(str(knobs["dataset"])),
         eps=html.escape(str(knobs["eps"])),
         compared=f", compared with <b>{html.escape(revision)}</b>" if revision else "",

@@ -10,7 +10,6 @@ Out: metrics/audit.json (1 or 0 for each check that had something to look at, ho
 A failed check does not stop the run unless audit.strict is true: it says which figure not to believe, and why.
 """
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -41,10 +40,7 @@ def main() -> None:
             knobs, model=both[name], other=both[other], defended=name == "robust", image_set=audited
         )
         print(f"{name} model, {len(audited)} test images", flush=True)
-        rows = []
-        for row in verdicts.judge(subject):
-            print(verdicts.line(row, sys.stdout), flush=True)
-            rows.append(row)
+        rows = verdicts.printed(verdicts.judge(subject))
         seen += [{"model": name, **row} for row in rows]
         metrics[name] = verdicts.figures_of(subject, rows)
         artifacts.write_table(artifacts.PLOTS / f"audit_{name}.csv", list(subject.curves()))

@@ -23,6 +23,7 @@ def main() -> None:
     both = evaluation.load_both(train, device.choose(knobs.device))
     sight, options = detectors.Sight.from_params(knobs), Options.from_params(knobs)
     budgets = sorted({0.0, knobs.eps, *chosen.epsilons})
+    at = budgets.index(knobs.eps)
     applicable = detectors.of_both(both, options, train)
     names = [name for name in chosen.detectors if name in applicable]
     if not names:
@@ -35,28 +36,19 @@ def main() -> None:
         fitted = detectors.fit_on(model, train, sight, options, names=names, description=f"{model_name}: train")
         found[model_name] = {}
         for name, apply in fitted.items():
-            down, up = (
-                evasion.attack(
-                    model, name, apply, part, way, budgets, sight=sight, steps=chosen.pgd_steps, seed=knobs.seed
-                )
-                for part, way in ((inside, evasion.DOWN), (outside, evasion.UP))
+            found[model_name][name] = evasion.both_sides(
+                model, name, apply, inside, outside, budgets, sight=sight, steps=chosen.pgd_steps, seed=knobs.seed
             )
-            found[model_name][name] = {attack: (down[attack], up[attack]) for attack in evasion.ATTACKS}
-            clean, under = (
-                detection.auroc(*(side[row] for side in found[model_name][name]["pgd"]))
-                for row in (0, budgets.index(knobs.eps))
+            area = evasion.aurocs(found[model_name][name], at)
+            print(
+                f"{model_name}: {name:22} AUROC {area['clean']:.3f}, under PGD at {knobs.eps:.4g} {area['pgd']:.3f}",
+                flush=True,
             )
-            print(f"{model_name}: {name:22} AUROC {clean:.3f}, under PGD at {knobs.eps:.4g} {under:.3f}", flush=True)
 
-    level, at = knobs.ood_eval.confidence, budgets.index(knobs.eps)
+    level = knobs.ood_eval.confidence
     artifacts.write_table(artifacts.PLOTS / "ood_attack.csv", list(evasion.rows(found, budgets, level)))
     metrics = {
-        model: {
-            name: {"clean": detection.auroc(*(side[0] for side in pairs["pgd"]))}
-            | {attack: detection.auroc(*(side[at] for side in pair)) for attack, pair in pairs.items()}
-            for name, pairs in by_name.items()
-        }
-        for model, by_name in found.items()
+        model: {name: evasion.aurocs(pairs, at) for name, pairs in by_name.items()} for model, by_name in found.items()
     }
     gain = {
         name: detection.delong_test(

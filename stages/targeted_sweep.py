@@ -16,7 +16,6 @@ def main() -> None:
     test = images.read("test")
     name = knobs.targeted_sweep.target or knobs.data.target or test.classes[0]
     target = test.classes.index(name)
-    others = test.labels != target
     both = evaluation.load_both(test, device.choose(knobs.device))
     swept = sorted({0.0, knobs.eps, *knobs.targeted_sweep.epsilons})
     listed = [swept.index(eps) for eps in knobs.targeted_sweep.epsilons]
@@ -26,7 +25,7 @@ def main() -> None:
     for label, model in both.items():
         predicted = robustness.fgsm_predictions(model, test, swept, target=target)
         accuracy = (predicted == test.labels).double().mean(1)
-        target_rate = (predicted[:, others] == target).double().mean(1)
+        target_rate = robustness.target_rate(predicted, test.labels, target)
         table[f"{label}_accuracy"] = accuracy[listed].numpy()
         table[f"{label}_target_rate"] = target_rate[listed].numpy()
         row = swept.index(knobs.eps)

@@ -9,8 +9,7 @@ DIR/metrics.json and DIR/report.html, one page that opens without a network; not
 """
 
 import math
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from stages.common.audit import verdicts
 from stages.common.datasets.account import Account
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
-from stages.common.models.foreign import Foreign, input_channels
+from stages.common.models.foreign import input_channels
 from stages.common.params import Params
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -42,8 +41,7 @@ def main() -> None:
     account = Account()
     model, sets, form = bring(asked, knobs, account)
     test = sets["test"]
-    remarks = list(model.remarks) if isinstance(model, Foreign) else []
-    remarks += clean(model, test)
+    remarks = [*model.remarks, *clean(model, test)]
     for line in [*account.lines(), *remarks]:
         print(f"note: {line}")
     target = target_of(asked, test)
@@ -53,7 +51,7 @@ def main() -> None:
     print(f"{count} of {len(test)} images of {form}, eps {asked.eps:.4g}: up to {plan.said(expected)}", flush=True)
     with images.progress(math.ceil(expected), "examine", "s") as bar, plan.Passes(model, bar, speed).counted():
         subject = measure.subject(knobs, model, examined, test.classes.index(target))
-        rows = list(printed(verdicts.judge(subject)))
+        rows = verdicts.printed(verdicts.judge(subject))
         found: dict[str, Any] = {
             "model": asked.model,
             "classes": len(test.classes),
@@ -85,16 +83,12 @@ def bring(asked: Asked, knobs: Params, account: Account) -> Brought:
     if inputs.is_checkpoint(asked):
         model = inputs.checkpoint(asked)
         files = listed(asked, model.classes, account)
-        form = inputs.form(asked, None, files["test"].files)
-        read = {name: inputs.read(part, form, account) for name, part in files.items()}
-        sets = inputs.to_channels(read, len(model.normalize.mean))
-        return Brought(model.to(where), sets, str(form))
+        sets, form = inputs.sets(asked, files, None, len(model.normalize.mean), account)
+        return Brought(model.to(where), sets, form)
     files = listed(asked, inputs.class_names(asked.classes), account)
     origin = inputs.module(asked, len(files["test"].classes))
-    form = inputs.form(asked, origin.expected, files["test"].files)
-    read = {name: inputs.read(part, form, account) for name, part in files.items()}
-    sets = inputs.to_channels(read, input_channels(origin.module))
-    return Brought(inputs.judged(asked, origin, sets["test"]).to(where), sets, str(form))
+    sets, form = inputs.sets(asked, files, origin.expected, input_channels(origin.module), account)
+    return Brought(inputs.judged(asked, origin, sets["test"]).to(where), sets, form)
 
 
 def listed(asked: Asked, classes: list[str] | None, account: Account) -> dict[str, inputs.Listed]:
@@ -114,7 +108,8 @@ def clean(model: Classifier, test: ImageSet) -> list[str]:
     low, high = measure.interval(right)
     shown = f"{float(right.double().mean()):.3f} [{low:.3f}, {high:.3f}]"
     print(f"clean accuracy {shown} of {len(test)} images in {len(test.classes)} classes", flush=True)
-    return diagnosis.lines(model, test) if diagnosis.near_chance(test.labels, low) else []
+    near = evaluation.near_chance(low, evaluation.chance(test.labels))
+    return diagnosis.lines(model, test) if near else []
 
 
 def target_of(asked: Asked, test: ImageSet) -> str:
@@ -140,13 +135,6 @@ def planned(asked: Asked, knobs: Params, model: Classifier, sets: Mapping[str, I
             "are not made weaker to save time; allow more, or take smaller images (--size)"
         )
     return count, speed, cost.seconds(count, speed)
-
-
-def printed(rows: Iterator[verdicts.Row]) -> Iterator[verdicts.Row]:
-    """The audit's rows, each printed when it is known."""
-    for row in rows:
-        print(verdicts.line(row, sys.stdout), flush=True)
-        yield row
 
 
 if __name__ == "__main__":

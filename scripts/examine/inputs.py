@@ -1,7 +1,7 @@
 """The model and the images of an examination, brought together: which image is of which output, of what size."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +19,8 @@ from stages.common.models import Classifier, origins, weights
 from stages.common.models.foreign import Foreign
 from stages.common.models.origins import Expected, Origin
 from stages.common.normalization import NORMALIZATIONS
+from stages.common.params.types import LARGEST, SMALLEST
 
-LARGEST = 512  # pixels of a side, as everywhere here
 RESAMPLING = {kind.name.lower(): kind for kind in Image.Resampling}
 
 
@@ -52,11 +52,7 @@ class Listed(NamedTuple):
 def listed(root: Path, option: str, classes: Sequence[str] | None, account: Account) -> Listed:
     """The files of DIR/<class>/*; labels follow `classes`, or the folders' names in order."""
     found = folder.class_files(folder.find(str(root), option), option, account)
-    splits = {*folder.SPLITS, *folder.LIKE_SPLITS}
-    if all(name.lower() in splits for name in found):
-        raise UserError(
-            f"{root} has {', '.join(found)}, which are no classes: name one of them, {option} {root / min(found)}"
-        )
+    _refuse_splits(root, option, found)
     names = sorted(found) if classes is None else list(classes)
     unknown = [name for name in found if name not in names]
     if unknown:
@@ -65,31 +61,38 @@ def listed(root: Path, option: str, classes: Sequence[str] | None, account: Acco
             f"are {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}: rename the folders, or name the classes "
             "in the model's order with --classes FILE"
         )
-    files = [path for name in sorted(found) for path in found[name]]
-    labels = [names.index(name) for name in sorted(found) for _ in found[name]]
     if len(names) < 2:
         raise UserError(f"{root} has one class ({names[0]}): a classifier tells at least two apart")
-    return Listed(files, torch.tensor(labels), names)
+    return _labelled(found, names)
 
 
 def strangers(root: Path, account: Account) -> Listed:
     """The files of OOD images: DIR/<class>/*, or all of DIR where it has no folders."""
     place = folder.find(str(root), "--ood")
-    if not any(path.is_dir() for path in place.iterdir()):
-        files = sorted(path for path in place.iterdir() if path.suffix.lower() in pictures.suffixes())
-        if not files:
-            raise UserError(f"{root} holds no images (--ood)")
-        return Listed(files, torch.zeros(len(files), dtype=torch.int64), [place.name])
-    return listed(root, "--ood", None, account) if len(_folders(place)) > 1 else _one(place, account)
+    if any(path.is_dir() for path in place.iterdir()):
+        found = folder.class_files(place, "--ood", account)
+        if len(found) > 1:
+            _refuse_splits(root, "--ood", found)
+        return _labelled(found, sorted(found))
+    files = sorted(path for path in place.iterdir() if path.suffix.lower() in pictures.suffixes())
+    if not files:
+        raise UserError(f"{root} holds no images (--ood)")
+    return _labelled({place.name: files}, [place.name])
 
 
-def _folders(place: Path) -> list[Path]:
-    return [path for path in place.iterdir() if path.is_dir()]
+def _refuse_splits(root: Path, option: str, found: Collection[str]) -> None:
+    splits = {*folder.SPLITS, *folder.LIKE_SPLITS}
+    if all(name.lower() in splits for name in found):
+        raise UserError(
+            f"{root} has {', '.join(found)}, which are no classes: name one of them, {option} {root / min(found)}"
+        )
 
 
-def _one(place: Path, account: Account) -> Listed:
-    ((name, files),) = folder.class_files(place, "--ood", account).items()
-    return Listed(files, torch.zeros(len(files), dtype=torch.int64), [name])
+def _labelled(found: Mapping[str, Sequence[Path]], classes: list[str]) -> Listed:
+    """The files of each folder in the order of their names, with the number of each one's class."""
+    names = sorted(found)
+    labels = [classes.index(name) for name in names for _ in found[name]]
+    return Listed([path for name in names for path in found[name]], torch.tensor(labels), classes)
 
 
 def class_names(path: Path | None) -> list[str] | None:
@@ -151,9 +154,10 @@ def form(asked: Asked, expected: Expected | None, files: Sequence[Path]) -> Form
     else:
         side = _common_side(files)
         found = Form(side, side, kind)
-    if found.crop > found.resize or not 8 <= found.crop <= LARGEST:
+    if found.crop > found.resize or not SMALLEST <= found.crop <= LARGEST:
         raise UserError(
-            f"--size {found.resize} --crop {found.crop}: a square of 8 to {LARGEST} pixels, no larger than --size"
+            f"--size {found.resize} --crop {found.crop}: a square of {SMALLEST} to {LARGEST} pixels, no larger than "
+            "--size"
         )
     return found
 
@@ -174,6 +178,14 @@ def _common_side(files: Sequence[Path]) -> int:
         f"the images are of {named or 'no size that could be read'}{' ...' if len(sizes) > 3 else ''}, and the model "
         "does not say which it takes: name it with --size N (and --crop N)"
     )
+
+
+def sets(
+    asked: Asked, files: Mapping[str, Listed], expected: Expected | None, channels: int | None, account: Account
+) -> tuple[dict[str, ImageSet], str]:
+    """All listed sets as the model takes them, and how they were made, in words."""
+    made = form(asked, expected, files["test"].files)
+    return to_channels({name: read(part, made, account) for name, part in files.items()}, channels), str(made)
 
 
 def read(found: Listed, form: Form, account: Account) -> ImageSet:
@@ -216,17 +228,11 @@ def to_channels(sets: Mapping[str, ImageSet], wanted: int | None) -> dict[str, I
 def judged(asked: Asked, found: Origin, image_set: ImageSet) -> Foreign:
     """The module behind the face that attacks and detectors know, looked at on made-up images of that form."""
     known = found.expected.moments if found.expected else NORMALIZATIONS["none"]
-    channels = image_set.images.shape[1]
-    moments = asked.normalize or known
-    if asked.normalize is None and len(moments.mean) not in (1, channels):
-        moments = NORMALIZATIONS["none"]
-    model = Foreign(
+    return Foreign(
         found.module,
         origin=asked.model,
-        channels=channels,
+        channels=image_set.images.shape[1],
         size=image_set.images.shape[-1],
         classes=image_set.classes,
-        moments=moments,
-    )
-    model.eval()
-    return model
+        moments=asked.normalize or known,
+    ).eval()

@@ -54,16 +54,13 @@ def accuracies(subject: Subject) -> dict[str, Any]:
 
 def targeted(subject: Subject) -> dict[str, float]:
     """FGSM towards the target at eps: accuracy, and the share of other classes' images that are taken for it."""
-    image_set = subject.image_set
-    clean, attacked = robustness.fgsm_predictions(subject.model, image_set, [0.0, subject.eps], target=subject.target)
-    others = image_set.labels != subject.target
-    if not others.any():
-        return {"accuracy": float((attacked == image_set.labels).double().mean())}
-    return {
-        "accuracy": float((attacked == image_set.labels).double().mean()),
-        "target_rate": float((attacked[others] == subject.target).double().mean()),
-        "clean_target_rate": float((clean[others] == subject.target).double().mean()),
-    }
+    labels, target = subject.image_set.labels, subject.target
+    predicted = robustness.fgsm_predictions(subject.model, subject.image_set, [0.0, subject.eps], target=target)
+    found = {"accuracy": float((predicted[1] == labels).double().mean())}
+    if (labels != target).any():
+        clean, attacked = robustness.target_rate(predicted, labels, target).tolist()
+        found |= {"target_rate": attacked, "clean_target_rate": clean}
+    return found
 
 
 class Detection(NamedTuple):
@@ -79,9 +76,8 @@ def detect(knobs: Params, model: Classifier, known: ImageSet, inside: ImageSet, 
     those that params.yaml names at eps, on both sides.
     """
     options = Options.from_params(knobs)
-    sight = replace(
-        detectors.Sight.from_params(knobs), mirror=False
-    )  # whether a mirror image means the same is unknown
+    seen = detectors.Sight.from_params(knobs)
+    sight = replace(seen, mirror=False)  # whether a mirror image means the same is not known
     missing = detectors.not_applicable(model, options, known)
     names = [name for name in detectors.DETECTORS if name not in missing]
     fitted = detectors.fit_on(model, known, sight, options, names=names)
@@ -106,17 +102,15 @@ def evaded(
     outside: ImageSet,
 ) -> dict[str, dict[str, float]]:
     """AUROC of each fitted detector clean, and at eps under noise, FGSM and PGD on both sides' confidences."""
-    some = [part.take(images.sample(part.labels, knobs.ood_attack.images)) for part in (inside, outside)]
-    budgets, found = [0.0, knobs.eps], {}
+    count = knobs.ood_attack.images
+    few_inside, few_outside = (part.take(images.sample(part.labels, count)) for part in (inside, outside))
+    budgets, steps = [0.0, knobs.eps], knobs.ood_attack.pgd_steps
+    found = {}
     for name, apply in fitted.items():
-        down, up = (
-            evasion.attack(
-                model, name, apply, part, way, budgets, sight=sight, steps=knobs.ood_attack.pgd_steps, seed=knobs.seed
-            )
-            for part, way in zip(some, (evasion.DOWN, evasion.UP), strict=True)
+        pairs = evasion.both_sides(
+            model, name, apply, few_inside, few_outside, budgets, sight=sight, steps=steps, seed=knobs.seed
         )
-        found[name] = {"clean": detection.auroc(down["pgd"][0], up["pgd"][0])}
-        found[name] |= {kind: detection.auroc(down[kind][1], up[kind][1]) for kind in evasion.ATTACKS}
+        found[name] = evasion.aurocs(pairs, 1)
     return found
 
 

@@ -1,24 +1,23 @@
 """What was found, for a person: a table on the terminal, and one page that carries everything in itself."""
 
-import base64
 import html
-import io
 import shlex
 import string
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from scripts import markup
 from scripts.examine.measure import Detection
-from stages.common import figures
+from stages.common import artifacts, figures
 from stages.common.audit.verdicts import Row
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
 
-TEMPLATE, STYLE = Path(__file__).with_name("page.html"), Path(__file__).parents[1] / "style.css"
+TEMPLATE = Path(__file__).with_name("page.html")
 ATTACKS = {
     "clean": "clean images",
     "fgsm": "FGSM",
@@ -56,15 +55,25 @@ def table(found: Mapping[str, Any], detected: Detection | None) -> str:
 
 
 def _detectors(detected: Detection) -> list[str]:
-    sizes, attacked = detected.figures["sizes"], detected.figures["attacked"]
-    counts = f"{sizes['id']} ID and {sizes['ood']} OOD images, fitted on {sizes['fitted']}"
-    lines = [f"{counts}: AUROC [95 %], FPR95; AUROC under PGD"]
+    fitted = detected.figures["sizes"]["fitted"]
+    lines = [f"{_sizes(detected)}, fitted on {fitted}: AUROC [95 %], FPR95; AUROC under PGD"]
+    for name, cells in _cells(detected):
+        lines.append(f"  {name:<24}{'  '.join(cells)}".rstrip())
+    return [*lines, *(f"  {name:<24}n/a: {why}" for name, why in detected.not_applicable.items())]
+
+
+def _sizes(detected: Detection) -> str:
+    sizes = detected.figures["sizes"]
+    return f"{sizes['id']} ID and {sizes['ood']} OOD images"
+
+
+def _cells(detected: Detection) -> Iterator[tuple[str, tuple[str, str, str]]]:
+    """Each detector's AUROC with its interval, FPR95, and AUROC under PGD on both sides where it was attacked."""
+    attacked = detected.figures["attacked"]
     for name in detected.confidences:
         row = detected.figures[name]
-        under = f"  {attacked[name]['pgd']:.3f}" if name in attacked else ""
         area = f"{row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]"
-        lines.append(f"  {name:<24}{area}  {row['fpr95']:.3f}{under}")
-    return [*lines, *(f"  {name:<24}n/a: {why}" for name, why in detected.not_applicable.items())]
+        yield name, (area, f"{row['fpr95']:.3f}", f"{attacked[name]['pgd']:.3f}" if name in attacked else "")
 
 
 def page(
@@ -81,7 +90,7 @@ def page(
         model, image_set, [found["eps"]], name="examined", columns=min(COLUMNS, len(image_set))
     )
     return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        style=STYLE.read_text(encoding="utf-8"),
+        style=markup.style(),
         model=html.escape(found["model"]),
         images=f"{found['images']} images of {found['classes']} classes, {html.escape(form)}",
         eps=f"{found['eps']:.4g}",
@@ -112,30 +121,26 @@ def _accuracies(found: Mapping[str, Any]) -> str:
 def _audit(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
-        kind = row["verdict"].lower().replace("/", "")
         said = html.escape(row["seen"] + (f": {row['meaning']}" if row["meaning"] else ""))
         name = row["check"].replace("_", " ")
-        lines.append(f'<tr><th>{name}</th><td class="{kind}">{row["verdict"]}</td><td class="said">{said}</td></tr>')
+        cell = markup.verdict(row["verdict"], row["seen"])
+        lines.append(f'<tr><th>{name}</th>{cell}<td class="said">{said}</td></tr>')
     return f"<table>{''.join(lines)}</table>"
 
 
 def _ood(detected: Detection) -> str:
-    sizes, attacked = detected.figures["sizes"], detected.figures["attacked"]
     lines = []
-    for name in detected.confidences:
-        row = detected.figures[name]
-        under = f"{attacked[name]['pgd']:.3f}" if name in attacked else ""
-        area = f"{row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]"
-        lines.append(f"<tr><th>{name}</th><td>{area}</td><td>{row['fpr95']:.3f}</td><td>{under}</td></tr>")
+    for name, cells in _cells(detected):
+        lines.append(f"<tr><th>{name}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     lines += [
         f'<tr><th>{name}</th><td class="na">n/a</td><td colspan="2" class="said">{html.escape(why)}</td></tr>'
         for name, why in detected.not_applicable.items()
     ]
     aurocs = {name: detected.figures[name]["auroc"] for name in detected.confidences}
     histograms = figures.score_histograms({"examined": detected.confidences}, {"examined": aurocs})
-    counts = f"{sizes['id']} ID and {sizes['ood']} OOD images, detectors fitted on {sizes['fitted']}"
+    fitted = detected.figures["sizes"]["fitted"]
     return (
-        f"<h2>Out of distribution</h2><p>{counts}.</p>"
+        f"<h2>Out of distribution</h2><p>{_sizes(detected)}, detectors fitted on {fitted}.</p>"
         "<table><tr><th></th><th>AUROC [95 %]</th><th>FPR95</th><th>AUROC under PGD on both sides</th></tr>"
         f"{''.join(lines)}</table>{_picture(histograms, 'confidences of ID and OOD images')}"
     )
@@ -158,7 +163,4 @@ def sweep(found: Mapping[str, Any]) -> Figure:
 
 
 def _picture(figure: Figure, title: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<figure><img alt="{title}" src="data:image/png;base64,{data}"></figure>'
+    return markup.picture(title, artifacts.png(figure))

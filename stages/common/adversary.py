@@ -18,7 +18,6 @@ from stages.common.params import Params
 from stages.common.training import Progress, Row, Verdict
 
 BACK_OFF = 0.75  # of the budget that broke the model is what training goes on with
-LEARNT = 0.15  # of the way from guessing to all correct on clean images; a model below it is near to constant
 
 
 class TrainingAttack(Protocol):
@@ -156,7 +155,7 @@ class Adversary:
         """
         found = self._robustness(self.budget(progress))
         found["overfitted"] = int(found["gap"] > self.settings.overfitting_gap)
-        found["collapsed"] = int(row["val_accuracy"] < self.chance + LEARNT * (1 - self.chance))
+        found["collapsed"] = int(evaluation.near_chance(row["val_accuracy"], self.chance))
         undone = self._undone(found)
         sound = [earlier for earlier in progress.rows if not self._undone(earlier)]
         if undone and not sound and progress.last_epoch:

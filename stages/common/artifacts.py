@@ -111,10 +111,15 @@ def write_table(
 
 
 def write_figure(path: str | Path, figure: "Figure") -> None:
-    """Write a matplotlib figure as PNG, without the metadata that would differ between matplotlib's versions."""
+    """Write a matplotlib figure as PNG."""
+    write_bytes(path, png(figure))
+
+
+def png(figure: "Figure") -> bytes:
+    """A matplotlib figure as PNG, without the metadata that would differ between matplotlib's versions."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def write_arrays(path: str | Path, **named: np.ndarray) -> None:
@@ -179,9 +184,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU with `weights_only=True`. Raises UserError for a missing or damaged file."""
     path = _present(path)
     try:
-        with zipfile.ZipFile(path) as archive:  # torch would unpack what takes a thousand times as much in memory
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ValueError("it is compressed")
+        if compressed(path):  # torch would unpack what takes a thousand times as much in memory
+            raise ValueError("it is compressed")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each kind of damage
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -189,6 +193,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds {type(content).__name__}, not a checkpoint; delete it and run `dvc repro`")
     return content
+
+
+def compressed(path: Path) -> bool:
+    """Whether a zip archive holds a compressed member, which torch never writes. Raises BadZipFile for another file."""
+    with zipfile.ZipFile(path) as archive:
+        return any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
 
 
 def _present(path: str | Path) -> Path:

@@ -11,16 +11,9 @@ from stages.common.images import ImageSet
 from stages.common.models import Classifier
 from stages.common.normalization import NORMALIZATIONS, Moments
 
-NEAR = 0.15  # of the way from chance to all right: a classifier below it is near chance
 TRIED = 100  # images that another normalisation is tried on
 BETTER = 0.2  # of the images that must be right beyond those that are, for another reading to be worth naming
 CAUSES = "normalised twice, or not at all; classes in another order; no weights, or of another data set; train mode"
-
-
-def near_chance(labels: Tensor, accuracy: float) -> bool:
-    """Whether an accuracy on images of these labels is near that of answering the commonest class always."""
-    chance = evaluation.chance(labels)
-    return accuracy < chance + NEAR * (1 - chance)
 
 
 def lines(model: Classifier, image_set: ImageSet) -> list[str]:

@@ -11,6 +11,8 @@ from stages.common.errors import UserError
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
 
+LEARNT = 0.15  # of the way from guessing to all correct on clean images; a model below it is near to constant
+
 
 def load_both(image_set: ImageSet, where: torch.device) -> dict[str, Classifier]:
     """The standard and the robust model, by these names, in eval mode on the device `where`.
@@ -21,11 +23,17 @@ def load_both(image_set: ImageSet, where: torch.device) -> dict[str, Classifier]
     for name in artifacts.MODELS:
         path = artifacts.CHECKPOINTS / f"{name}.pt"
         model = models.load_checkpoint(path)
-        shape = (len(model.normalize.mean), getattr(model, "size", image_set.images.shape[-1]))
-        if model.classes != image_set.classes or shape != (image_set.images.shape[1], image_set.images.shape[-1]):
+        if not fits(model, image_set):
             raise UserError(f"{path} has learnt another data set than data/prepared holds; run `dvc repro`")
         both[name] = model.to(where)
     return both
+
+
+def fits(model: Classifier, image_set: ImageSet) -> bool:
+    """Whether the model is for the classes, the channels and the size of these images."""
+    _, channels, _, width = image_set.images.shape
+    same = model.classes == image_set.classes and len(model.normalize.mean) == channels
+    return same and model.size in (None, width)
 
 
 def predictions(model: nn.Module, pixels: Tensor, *, description: str = "predict") -> Tensor:
@@ -61,3 +69,8 @@ def balanced(labels: Tensor, right: Tensor) -> float:
 def chance(labels: Tensor) -> float:
     """The accuracy of answering the commonest of `labels` always, in (0, 1]: what has to be beaten."""
     return float(labels.bincount().max()) / len(labels)
+
+
+def near_chance(accuracy: float, chance: float) -> bool:
+    """Whether an accuracy is so little above `chance` that the model is near to constant."""
+    return accuracy < chance + LEARNT * (1 - chance)

@@ -2,6 +2,7 @@
 
 from pathlib import PurePath
 
+CUSTOM = "custom"  # what every model of somebody else is called: in `models` of params.yaml, and in checkpoints
 KINDS = ("py", "timm", "torchvision", "ts")
 FORMS = (
     "py:package.module:function, py:file.py:function, timm:NAME, torchvision:NAME, ts:FILE, "

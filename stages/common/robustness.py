@@ -24,6 +24,11 @@ def fgsm_predictions(
     return predicted
 
 
+def target_rate(predicted: Tensor, labels: Tensor, target: int) -> Tensor:
+    """The share of the images of other classes that are taken for `target`, of predictions (k, N): float64 (k,)."""
+    return (predicted[:, labels != target] == target).double().mean(1)
+
+
 def pgd_correct(
     model: nn.Module, image_set: ImageSet, eps: float, *, steps: int, seed: int, description: str = "PGD"
 ) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 from stages.common import adversary, class_names, datasets, models, params
 from stages.common.detection import detectors
 from stages.common.errors import UserError
+from stages.common.origin_names import CUSTOM
 from stages.common.params import faults, schema
 from tests.repository import ROOT
 
@@ -19,7 +20,7 @@ def names(section, key):
 
 def test_each_name_allowed_is_a_name_known():
     assert names(schema.TrainRobust, "attack") == set(adversary.ATTACKS)
-    known = {*models.ARCHITECTURES, models.CUSTOM}
+    known = {*models.ARCHITECTURES, CUSTOM}
     assert names(schema.Model, "name") == known == set(schema.Models.model_fields)
     assert names(schema.Keys, "dataset") == set(datasets.READERS) == set(schema.Datasets.model_fields)
     assert set(typing.get_args(schema.Detector)) == set(detectors.DETECTORS) - {"odin"}

@@ -12,7 +12,7 @@ from copy import deepcopy
 import pandas as pd
 import pytest
 
-from scripts import picture, report, summary, templates
+from scripts import markup, picture, report, summary, templates
 from stages.common.artifacts import MODELS
 from tests.repository import ROOT
 
@@ -78,7 +78,7 @@ def test_a_check_that_had_nothing_to_look_at_is_grey_and_no_reason_for_doubt():
     found = report.audit(pd.DataFrame(rows))
     assert '<th>a b</th><td class="na" title="eps is 0 &lt; 1">n/a</td><td class="fail" title="0.1">FAIL</td>' in found
     assert re.findall('<td class="said">(.*?)</td>', found) == ["robust: 0.1: masked", "robust: 0.2: weak"]
-    style = report.STYLE.read_text(encoding="utf-8")
+    style = markup.style()
     kinds = re.findall('<td class="([a-z]+)" title', found)
     assert sorted(kinds) == ["fail", "na", "pass", "warn"] and all(f".{kind} {{" in style for kind in kinds)
 

@@ -87,11 +87,9 @@ def targeted_lowers_loss(subject: Subject) -> Finding:
 @asked_if(lambda s: bool((s.image_set.labels != s.target).any()), "every image is of the target class")
 def target_is_hit(subject: Subject) -> Finding:
     """At some budget targeted FGSM sends more images of other classes to the target than are taken for it anyway."""
-    others = subject.image_set.labels != subject.target
-    predicted = robustness.fgsm_predictions(
-        subject.model, subject.image_set, [0.0, *subject.budgets], target=subject.target
-    )
-    clean, *hits = (predicted[:, others] == subject.target).double().mean(1).tolist()
+    budgets, target = [0.0, *subject.budgets], subject.target
+    predicted = robustness.fgsm_predictions(subject.model, subject.image_set, budgets, target=target)
+    clean, *hits = robustness.target_rate(predicted, subject.image_set.labels, target).tolist()
     best = max(hits)
     seen = f"taken for the target: {clean:.3f} clean, {best:.3f} at the best budget"
     return Finding(best > clean, seen, "the targeted step misses: look at its sign")

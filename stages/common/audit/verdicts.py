@@ -1,6 +1,7 @@
 """The audit of one model: the verdict of every check, how it is said, and what its figures come to."""
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from torch import Tensor
@@ -23,6 +24,15 @@ def judge(subject: Subject) -> Iterator[Row]:
         finding = ask(subject)
         meaning = finding.otherwise if finding.verdict in ("warn", "FAIL") else ""
         yield {"check": check, "verdict": finding.verdict, "seen": finding.seen, "meaning": meaning}
+
+
+def printed(rows: Iterable[Row]) -> list[Row]:
+    """The rows, each printed as soon as its check is made."""
+    found = []
+    for row in rows:
+        print(line(row, sys.stdout), flush=True)
+        found.append(row)
+    return found
 
 
 def line(row: Row, stream: TextIO) -> str:

@@ -21,10 +21,10 @@ from stages.common.datasets.sources import DAMAGE, FOREIGN, RAW, fitted, progres
 from stages.common.datasets.splits import Images, Split, hold_out, of_classes
 from stages.common.errors import UserError
 from stages.common.params import Params
+from stages.common.params.types import LARGEST, SMALLEST
 
 FOLDER = "torchvision"  # in every place where raw data may lie: the `root` of torchvision's classes
 SECTION = "datasets.torchvision.prepare"
-SMALLEST, LARGEST = 8, 512  # pixels a side that images may have
 TRAIN = ("train", "trainval", "train-standard")  # what sets call the images to learn from...
 TEST = ("test", "val", "valid")  # ...and those to test on: the first that there is, with class numbers
 FIXED: Mapping[str, dict[str, str]] = {"EMNIST": {"split": "balanced"}}  # what a set cannot do without

@@ -63,6 +63,32 @@ def attack(
     return {kind: keep.accumulate(values, axis=0) for kind, values in found.items()}
 
 
+def both_sides(
+    model: Classifier,
+    name: str,
+    apply: Score,
+    inside: ImageSet,
+    outside: ImageSet,
+    budgets: Sequence[float],
+    *,
+    sight: Sight,
+    steps: int,
+    seed: int,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`attack` on the ID images `inside`, pushed down, and on the OOD ones `outside`, pushed up, by attack."""
+    down, up = (
+        attack(model, name, apply, part, way, budgets, sight=sight, steps=steps, seed=seed)
+        for part, way in ((inside, DOWN), (outside, UP))
+    )
+    return {kind: (down[kind], up[kind]) for kind in ATTACKS}
+
+
+def aurocs(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], at: int) -> dict[str, float]:
+    """AUROC clean, at the first of the budgets, and under each attack on both sides at the budget numbered `at`."""
+    clean = {"clean": measures.auroc(*(side[0] for side in pairs["pgd"]))}
+    return clean | {kind: measures.auroc(*(side[at] for side in pair)) for kind, pair in pairs.items()}
+
+
 def rows(found: Found, budgets: Sequence[float], level: float) -> Iterator[dict[str, object]]:
     """One row per model, detector, attack, attacked side and budget: AUROC with its interval at `level`."""
     for model, by_detector in found.items():

@@ -55,6 +55,8 @@ class Classifier(nn.Module):
     """What the models share: the normalisation, the class names, `forward`, and `recipe`, the arguments of `build`."""
 
     recipe: dict[str, Any]
+    size: int | None = None  # pixels a side of the images it takes; None: any
+    remarks: Sequence[str] = ()  # what there is to say of a model before it is judged
     has_features = True  # whether `features` and `head` are what their names say, and...
     has_stages = True  # ...whether `layers` has more than the features: somebody else's model may lack either
 

@@ -13,10 +13,9 @@ from stages.common.models import origins, weights
 from stages.common.models.architectures import ARCHITECTURES, Classifier
 from stages.common.models.foreign import Foreign
 from stages.common.normalization import NORMALIZATIONS, Moments
-from stages.common.origin_names import is_origin, is_outside
+from stages.common.origin_names import CUSTOM, is_origin, is_outside
 
 FORMAT = 1  # of the checkpoint files
-CUSTOM = "custom"  # the name of every model that is not one of ARCHITECTURES
 
 
 def build(

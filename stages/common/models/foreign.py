@@ -16,6 +16,7 @@ from stages.common.models.hold import frozen
 from stages.common.models.insides import Opened, opened
 from stages.common.models.origins import said
 from stages.common.normalization import NORMALIZATIONS, Moments
+from stages.common.origin_names import CUSTOM
 
 PROBES = 2  # made-up images that a module is looked at with
 SIZES = (32, 224, 64, 96, 28, 128, 256, 299, 384)  # tried where a module refuses the size of the images
@@ -30,6 +31,9 @@ class Foreign(Classifier):
     stand for both, and `has_features` or `has_stages` says so. Raises UserError for a module that is no classifier.
     """
 
+    size: int
+    remarks: list[str]
+
     def __init__(
         self,
         module: nn.Module,
@@ -42,8 +46,7 @@ class Foreign(Classifier):
     ):
         """`moments` of None are taken from the training images, by `adapt`."""
         super().__init__(channels, classes)
-        self.origin, self.size = origin, size
-        self.remarks: list[str] = []
+        self.origin, self.size, self.remarks = origin, size, []
         self.module = module
         self._adapts = moments is None
         if moments is not None:
@@ -52,7 +55,7 @@ class Foreign(Classifier):
             self.remarks.append("its weights are of half precision: computed in float32")
         self.float()
         self._look()
-        self.recipe = {"name": "custom", "origin": origin, "channels": channels, "size": size, "classes": self.classes}
+        self.recipe = {"name": CUSTOM, "origin": origin, "channels": channels, "size": size, "classes": self.classes}
 
     def adapt(self, images: Tensor) -> None:
         if self._adapts:
@@ -91,7 +94,6 @@ class Foreign(Classifier):
     def _look(self) -> None:
         """Find out what kind of module this is; refuse what cannot be judged."""
         self._format, self._probabilities = torch.contiguous_format, False
-        self._take: Callable[[Any], Tensor] = _identity
         self.has_features, self.has_stages, self._scale = False, False, 1.0
         self._opened: Opened | None = None
         generator = torch.Generator().manual_seed(0)
@@ -102,7 +104,7 @@ class Foreign(Classifier):
             self.remarks += [remark] if remark else []
             scores = self._take(output)
             self._refuse(scores)
-            self._refuse_changes(probe, scores)
+            self._refuse_changes(probe)
             self._recognise_probabilities(scores)
             self._refuse_no_gradient(probe)
             self._choose_format(probe)
@@ -145,7 +147,7 @@ class Foreign(Classifier):
         if not scores.isfinite().all():
             raise UserError(f"{self.origin} gives scores that are not finite (NaN or infinity) on made-up images")
 
-    def _refuse_changes(self, probe: Tensor, scores: Tensor) -> None:
+    def _refuse_changes(self, probe: Tensor) -> None:
         """A model that is random is named; one that carries something from call to call cannot be judged."""
         before = {key: value.clone() for key, value in self.module.state_dict().items()}
         same = [self._seeded(probe, seed) for seed in (1, 1, 2)]
@@ -239,10 +241,6 @@ def _pooled(output: Tensor) -> Tensor:
     return output.mean(1) if output.ndim == 3 else output
 
 
-def _identity(output: Any) -> Any:
-    return output
-
-
 def _taker(output: Any, classes: int, origin: str) -> tuple[Callable[[Any], Tensor], str]:
     """How to take the scores (N, K) out of what a module gives, and a remark where that is more than they."""
     if isinstance(output, Tensor):
@@ -260,7 +258,6 @@ def _taker(output: Any, classes: int, origin: str) -> tuple[Callable[[Any], Tens
         shaped = [key for key, part in parts.items() if isinstance(part, Tensor) and part.shape == (PROBES, classes)]
         if shaped:
             key = shaped[0]
-            return lambda out: out[
-                key
-            ], f"it gives {len(parts)} outputs: {key!r}, the first with a score a class, is judged"
+            remark = f"it gives {len(parts)} outputs: {key!r}, the first with a score a class, is judged"
+            return lambda out: out[key], remark
     raise UserError(f"{origin} gives {type(output).__name__}, and no tensor of {classes} scores an image in it")

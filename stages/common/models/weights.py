@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stages.common import artifacts
 from stages.common.errors import UserError
 
 # Under which keys training scripts put the weights of a checkpoint, the likeliest first
@@ -77,10 +78,8 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 def _pickled(path: Path) -> Any:
     if _is_torchscript(path):
         raise UserError(f"{path} is TorchScript, a model with its weights: pass ts:{path} as MODEL")
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:  # a small file that is a thousand times as large in memory
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise UserError(f"{path} is compressed, which torch never writes; save the weights again")
+    if zipfile.is_zipfile(path) and artifacts.compressed(path):
+        raise UserError(f"{path} is compressed, which torch never writes; save the weights again")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each kind of damage

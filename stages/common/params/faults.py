@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from stages.common import class_names, normalization, origin_names, workspace
 from stages.common.errors import UserError
-from stages.common.params.types import CUSTOM, FROM_DATA, OWN, TORCHVISION, set_name
+from stages.common.origin_names import CUSTOM
+from stages.common.params.types import FROM_DATA, OWN, TORCHVISION, set_name
 
 if TYPE_CHECKING:
     from stages.common.params.schema import Keys

@@ -14,8 +14,8 @@ from ruamel.yaml.error import YAMLError
 
 from stages.common import artifacts
 from stages.common.errors import UserError
+from stages.common.origin_names import CUSTOM
 from stages.common.params import faults, schema
-from stages.common.params.types import CUSTOM
 
 DATA = artifacts.METRICS / "data.json"  # what prepare says of the sets that it has written
 

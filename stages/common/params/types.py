@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-CUSTOM = "custom"  # the section of `models` that every model of somebody else has
 OWN = "own"  # the weights that a model comes with
 FROM_DATA = "data"  # the normalisation by the training images' own moments
+SMALLEST, LARGEST = 8, 512  # pixels a side that images may have
 TORCHVISION = "torchvision:"  # before the name of one of torchvision's sets
 
 
@@ -80,6 +80,6 @@ OpenShare = Annotated[float, number(0, 1, open_low=True, open_high=True)]
 ShareAboveZero = Annotated[float, number(0, 1, open_low=True)]
 ShareBelowOne = Annotated[float, number(0, 1, open_high=True)]
 Count = Annotated[int, integer(1)]
-ImageSize = Annotated[int, integer(8, 512)]
+ImageSize = Annotated[int, integer(SMALLEST, LARGEST)]
 Name = Annotated[str, BeforeValidator(_name), Field(min_length=1)]
 Names = Annotated[list[Name], Field(min_length=1), AfterValidator(_each_once("name"))]

@@ -1,6 +1,6 @@
 """A training stage as params.yaml asks for it: the model trained, or adopted, and what it comes to on every set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from stages.common import artifacts, device, diagnosis, evaluation, images, models, workspace
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
-from stages.common.models.foreign import Foreign
 from stages.common.params import Params
 from stages.common.training.loop import Plain, Progress, Regime, Row, train
 from stages.common.training.recipe import Recipe, new_model
@@ -40,10 +39,11 @@ def learn(params: Params, which: str, regime: Callable[[Classifier, ImageSet], R
     sets = {name: images.read(name) for name in ("train", "val", "test")}
     model = new_model(params, which, sets["train"]).to(where)
     under = Plain() if regime is None else regime(model, sets["val"])
-    for remark in model.remarks if isinstance(model, Foreign) else ():
+    for remark in model.remarks:
         print(f"{which}: {remark}", flush=True)
     table = artifacts.PLOTS / f"training_{which}.csv"  # grows by a row an epoch: dvc plots show draws it at any time
-    if params.trained(which).weights is None:
+    adopted = params.trained(which).weights
+    if adopted is None:
         rows, epoch = train(
             model,
             sets["train"],
@@ -54,35 +54,31 @@ def learn(params: Params, which: str, regime: Callable[[Classifier, ImageSet], R
             log=lambda rows: artifacts.write_table(table, rows),
             name=which,
         )
-    else:
-        rows, epoch = [_adopted(params, which, model.eval(), sets, under)], 0
-        artifacts.write_table(table, rows)
-    found = {name: evaluation.accuracies(model, image_set) for name, image_set in sets.items()}
+    found = {name: evaluation.accuracies(model.eval(), image_set) for name, image_set in sets.items()}
     accuracy, balanced = ({name: pair[kind] for name, pair in found.items()} for kind in (0, 1))
+    if adopted is not None:
+        print(f"{which}: adopted from {adopted}: val accuracy {accuracy['val']:.3f}", flush=True)
+        rows, epoch = [_adopted(which, model, sets["val"], accuracy, under, params.seed)], 0
+        artifacts.write_table(table, rows)
     artifacts.write_checkpoint(artifacts.CHECKPOINTS / f"{which}.pt", models.checkpoint(model))
     return Learnt(model, rows, epoch, {"accuracy": accuracy, "balanced_accuracy": balanced, "epoch": epoch})
 
 
 def _adopted(
-    params: Params, which: str, model: Classifier, sets: dict[str, ImageSet], regime: Regime
+    which: str, model: Classifier, val: ImageSet, accuracy: Mapping[str, float], regime: Regime, seed: int
 ) -> dict[str, float]:
     """The row of a model that is not trained here: epoch 0. Says so where it knows little more than chance."""
-    val = sets["val"]
-    right = evaluation.predictions(model, val.images) == val.labels
-    accuracy = float(right.double().mean())
-    print(f"{which}: adopted from {params.trained(which).weights}: val accuracy {accuracy:.3f}", flush=True)
-    if diagnosis.near_chance(val.labels, accuracy):
+    if evaluation.near_chance(accuracy["val"], evaluation.chance(val.labels)):
         for line in diagnosis.lines(model, val):
             print(f"warning: {which}: {line}", flush=True)
     row = {
         "epoch": 0,
         "loss": _loss(model, val),
-        "train_accuracy": evaluation.accuracy(model, sets["train"]),
-        "val_accuracy": accuracy,
+        "train_accuracy": accuracy["train"],
+        "val_accuracy": accuracy["val"],
         "learning_rate": 0.0,
     }
-    generator = torch.Generator().manual_seed(params.seed)
-    progress = Progress(done=1.0, rows=[], last_epoch=False, generator=generator)
+    progress = Progress(done=1.0, rows=[], last_epoch=False, generator=torch.Generator().manual_seed(seed))
     return row | dict(regime.after_epoch(row, progress).figures)
 
 

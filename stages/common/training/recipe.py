@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from stages.common import device, images, models, normalization, workspace
+from stages.common import device, evaluation, images, models, normalization, workspace
 from stages.common.errors import UserError
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
@@ -84,7 +84,7 @@ def new_model(params: Params, which: str, train_set: ImageSet) -> Classifier:
 
 def _checked(model: Classifier, path: Path, train_set: ImageSet) -> Classifier:
     """A model that comes with its classes: refused where they are not those of the images."""
-    if model.classes != train_set.classes or len(model.normalize.mean) != train_set.images.shape[1]:
+    if not evaluation.fits(model, train_set):
         raise UserError(
             f"{path} knows {len(model.classes)} classes ({', '.join(model.classes[:5])} ...), images of "
             f"{len(model.normalize.mean)} channels: not those of data/prepared ({', '.join(train_set.classes[:5])} ...)"
