@@ -7,7 +7,7 @@ writes nothing.
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import common, ood, sweep, time_to_accuracy, training
+from benchmarks import audit, common, ood, sweep, time_to_accuracy, training
 from stages.common.errors import run
 
 DOCUMENT = Path("docs/performance.md")
@@ -19,11 +19,15 @@ def rows(quick: bool) -> Iterator[tuple[str, str, str, float]]:
     for peer, found in sweep.measure(quick).items():
         what = f"FGSM sweep of {found['budgets']} budgets, {found['equal']:.1%} equal predictions"
         yield what, f"{found['ours_s']:.2f} s", f"{peer}: {found['peer_s']:.2f} s", found["ratio"]
+    found = audit.measure(quick)
+    what = f"FGSM, PGD and Square as the audit runs them, {found['images']} images"
+    ours, peer = (f"{found[f'{side}_s']:.0f} s, PGD leaves {found[f'{side}_pgd']:.3f}" for side in ("ours", "peer"))
+    yield what, ours, f"torchattacks: {peer}", found["ratio"]
     found = ood.measure(quick)
     what = f"{len(ood.SAME)} OOD scores, rank correlation {found['lowest_rank_correlation']:.5f} or more"
     yield what, f"{found['ours_s']:.1f} s", f"pytorch-ood: {found['peer_s']:.1f} s", found["ratio"]
     found = training.measure(quick)
-    what = f"training, at {found['share_of_matrix_product']:.2f} of a float32 matrix product's speed"
+    what = f"training, at {found['share_of_matrix_product']:.2f} of a matrix product's speed in its precision"
     ours, peer = (
         f"{found[f'{side}_images_s']:.0f} images/s, {found[f'{side}_gb']:.2f} GB" for side in ("ours", "peer")
     )

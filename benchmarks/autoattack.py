@@ -60,7 +60,8 @@ def main() -> None:
         strong = restarted(model, many, eps, STEPS, RESTARTS, knobs.seed)
         print(f"eps {eps:.4f}: clean {clean:.4f}  FGSM {fgsm:.4f}  PGD-{STEPS} x {RESTARTS} {strong:.4f}", flush=True)
         audited = audit(model, few, eps, knobs)
-        pgd, strongest = (float(left.double().mean()) for left in (audited.pgd_restarted, audited.strongest))
+        with attacks.searching(bfloat16=device.bfloat16(knobs.precision, device.of(model))):
+            pgd, strongest = (float(left.double().mean()) for left in (audited.pgd_restarted, audited.strongest))
         print(f"eps {eps:.4f}: the audit's PGD {pgd:.4f}, and its margins {strongest:.4f}", flush=True)
         auto = autoattack(model, few, eps, knobs.seed)
         minutes = (time.perf_counter() - start) / 60

@@ -122,9 +122,9 @@ def step_flop(quick: bool) -> float:
     return counter.get_total_flops() / 16
 
 
-def matrix_product_flops(size: int) -> float:
-    """Floating-point operations a second of a float32 matrix product, the best of five."""
-    a = torch.rand(size, size)
+def matrix_product_flops(size: int, kind: torch.dtype) -> float:
+    """Floating-point operations a second of a matrix product in the precision of the training step, best of five."""
+    a = torch.rand(size, size).to(kind)
     seconds = []
     for _ in range(6):
         start = time.perf_counter()
@@ -136,9 +136,10 @@ def matrix_product_flops(size: int) -> float:
 def measure(quick: bool) -> dict[str, float]:
     """images/s and peak memory (GB) of both sides, median of turns; our share of the matrix product's speed."""
     sides: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
+    kind = torch.bfloat16 if recipe(quick).bfloat16 else torch.float32
     speeds = []
     for _ in range(1 if quick else REPEATS):
-        speeds.append(matrix_product_flops(256 if quick else 2048))
+        speeds.append(matrix_product_flops(256 if quick else 2048, kind))
         for side, turns in sides.items():
             command = [sys.executable, "-m", "benchmarks.training", "--side", side, *(["--quick"] if quick else [])]
             ran = subprocess.run(command, capture_output=True, text=True, check=True)

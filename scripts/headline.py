@@ -24,7 +24,8 @@ from stages.common import artifacts, figures
 Figures = dict[str, Any]  # a recipe's: `curves`, `at_eps` and `failed`
 
 KEPT, PICTURE = Path("docs/headline.json"), Path("docs/headline.png")
-STUDY, OURS = "the study's recipe: clean and plain FGSM images, half and half", "ours: N-FGSM, ramped and watched"
+STUDY = "the study's recipe: clean and plain FGSM images, half and half"
+OURS = "ours: N-FGSM with consistency, ramped and watched"
 
 
 def figures_of(revision: str | None) -> Figures:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.common import artifacts, device, errors, evaluation, figures, images, params
+from stages.common import artifacts, attacks, device, errors, evaluation, figures, images, params
 from stages.common.artifacts import MODELS
 from stages.common.audit import probes, verdicts
 from stages.common.audit.finding import VERDICTS
@@ -30,22 +30,23 @@ SEARCHED = np.linspace(0, 0.3, 61).tolist()  # budgets of plots/smallest_eps.csv
 def main() -> None:
     knobs = params.load_prepared()
     test = images.read("test")
-    both = evaluation.load_both(test, device.choose(knobs.device))
+    both = evaluation.load_both(test, where := device.choose(knobs.device))
     audited = test.take(images.sample(test.labels, knobs.audit.images))
 
     metrics: dict[str, dict[str, Any]] = {}
     seen, smallest, surfaces = [], [], {}
-    for name, other in (MODELS, MODELS[::-1]):
-        subject = Subject.from_params(
-            knobs, model=both[name], other=both[other], defended=name == "robust", image_set=audited
-        )
-        print(f"{name} model, {len(audited)} test images", flush=True)
-        rows = verdicts.printed(verdicts.judge(subject))
-        seen += [{"model": name, **row} for row in rows]
-        metrics[name] = verdicts.figures_of(subject, rows)
-        artifacts.write_table(artifacts.PLOTS / f"audit_{name}.csv", list(subject.curves()))
-        smallest += [{"model": name, **shares} for shares in subject.shares_changed(SEARCHED)]
-        surfaces[name] = surface(subject)
+    with attacks.searching(bfloat16=device.bfloat16(knobs.precision, where)):
+        for name, other in (MODELS, MODELS[::-1]):
+            subject = Subject.from_params(
+                knobs, model=both[name], other=both[other], defended=name == "robust", image_set=audited
+            )
+            print(f"{name} model, {len(audited)} test images", flush=True)
+            rows = verdicts.printed(verdicts.judge(subject))
+            seen += [{"model": name, **row} for row in rows]
+            metrics[name] = verdicts.figures_of(subject, rows)
+            artifacts.write_table(artifacts.PLOTS / f"audit_{name}.csv", list(subject.curves()))
+            smallest += [{"model": name, **shares} for shares in subject.shares_changed(SEARCHED)]
+            surfaces[name] = surface(subject)
 
     artifacts.write_table(artifacts.PLOTS / "audit_verdicts.csv", seen)
     artifacts.write_table(artifacts.PLOTS / "smallest_eps.csv", smallest)

@@ -16,7 +16,7 @@ def main() -> None:
     knobs = params.load_prepared()
     test = images.read("test")
     subset = test.take(images.sample(test.labels, knobs.fgsm_sweep.pgd_images))
-    both = evaluation.load_both(test, device.choose(knobs.device))
+    both = evaluation.load_both(test, where := device.choose(knobs.device))
     swept = sorted({0.0, attacks.EIGHT, knobs.eps, *knobs.fgsm_sweep.epsilons})
     listed = [swept.index(eps) for eps in knobs.fgsm_sweep.epsilons]
 
@@ -24,7 +24,8 @@ def main() -> None:
     metrics: dict[str, object] = {}
     for name, model in both.items():
         fgsm = robustness.fgsm_predictions(model, test, swept) == test.labels
-        pgd = robustness.pgd_survivors(model, subset, swept, steps=knobs.fgsm_sweep.pgd_steps, seed=knobs.seed)
+        with attacks.searching(bfloat16=device.bfloat16(knobs.precision, where)):
+            pgd = robustness.pgd_survivors(model, subset, swept, steps=knobs.fgsm_sweep.pgd_steps, seed=knobs.seed)
         accuracies = {"": fgsm, "_worst": attacks.worst_case(fgsm), "_pgd": pgd}
         curves = {suffix: correct.double().mean(1) for suffix, correct in accuracies.items()}
         table |= {name + suffix: curve[listed].numpy() for suffix, curve in curves.items()}

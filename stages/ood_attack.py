@@ -10,7 +10,7 @@ misleading confidence found so far, the clean one included, so that the curves c
 
 import numpy as np
 
-from stages.common import artifacts, detection, device, errors, evaluation, images, params
+from stages.common import artifacts, attacks, detection, device, errors, evaluation, images, params
 from stages.common.detection import detectors, evasion
 from stages.common.detection.scores import Options
 
@@ -20,7 +20,7 @@ def main() -> None:
     chosen = knobs.ood_attack
     train, *sides = (images.read(name) for name in ("train", "test", "ood"))
     inside, outside = (side.take(images.sample(side.labels, chosen.images)) for side in sides)
-    both = evaluation.load_both(train, device.choose(knobs.device))
+    both = evaluation.load_both(train, where := device.choose(knobs.device))
     sight, options = detectors.Sight.from_params(knobs), Options.from_params(knobs)
     budgets = sorted({0.0, knobs.eps, *chosen.epsilons})
     at = budgets.index(knobs.eps)
@@ -36,9 +36,10 @@ def main() -> None:
         fitted = detectors.fit_on(model, train, sight, options, names=names, description=f"{model_name}: train")
         found[model_name] = {}
         for name, apply in fitted.items():
-            found[model_name][name] = evasion.both_sides(
-                model, name, apply, inside, outside, budgets, sight=sight, steps=chosen.pgd_steps, seed=knobs.seed
-            )
+            with attacks.searching(bfloat16=device.bfloat16(knobs.precision, where)):
+                found[model_name][name] = evasion.both_sides(
+                    model, name, apply, inside, outside, budgets, sight=sight, steps=chosen.pgd_steps, seed=knobs.seed
+                )
             area = evasion.aurocs(found[model_name][name], at)
             print(
                 f"{model_name}: {name:22} AUROC {area['clean']:.3f}, under PGD at {knobs.eps:.4g} {area['pgd']:.3f}",

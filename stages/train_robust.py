@@ -6,7 +6,7 @@ Out: data/checkpoints/robust.pt, metrics/train_robust.json, plots/training_robus
 
 from typing import Any
 
-from stages.common import artifacts, errors, evaluation, images, params, training
+from stages.common import artifacts, attacks, device, errors, evaluation, images, params, training
 from stages.common.adversary import Adversary, Settings
 
 
@@ -23,7 +23,8 @@ def worth(metrics: dict[str, Any], eps: float, chance: float) -> str:
 def main() -> None:
     knobs = params.load_prepared()
     settings = Settings.from_params(knobs)
-    learnt = training.learn(knobs, "robust", lambda model, val_set: Adversary(model, val_set, settings))
+    with attacks.searching(bfloat16=device.bfloat16(knobs.precision, device.choose(knobs.device))):
+        learnt = training.learn(knobs, "robust", lambda model, val_set: Adversary(model, val_set, settings))
     kept = learnt.kept
     metrics = learnt.metrics | {
         "trained_eps": kept["eps"],  # below eps if that is above largest_budget, or if it broke the model

@@ -1,6 +1,9 @@
-"""Adversarial training: the attacks by name, the ramp, the budget, and the watch over epochs that break the model."""
+"""Adversarial training: the methods by name, the ramp, the budget, and the watch over epochs that break the model."""
 
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
 from unittest import mock
 
 import pytest
@@ -12,7 +15,7 @@ from torch import nn
 
 from stages import train_robust
 from stages.common import adversary, attacks, evaluation, images, params, robustness, training
-from stages.common.adversary import ATTACKS, Adversary, Settings
+from stages.common.adversary import METHODS, Adversary, Duel, Method, Settings
 from stages.common.errors import UserError
 from tests.small import RECIPE, SETTINGS, Scripted, against, fit, new_model, parts, same, scripted
 
@@ -37,30 +40,59 @@ class Bent(nn.Module):
         return torch.stack([(flat * flat).sum(1), flat.sum(1), torch.sin(5 * flat).sum(1)], dim=1) / 10
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    name=st.sampled_from(sorted(ATTACKS)),
-    eps=st.floats(0.001, 0.5),
-    noise=st.floats(0, 3),
-    shape=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)),
-    seed=st.integers(0, 2**32),
-)
-def test_each_attack_does_what_its_docstring_says(name, eps, noise, shape, seed):
-    """Where it starts, how far it steps along the gradient's sign there, and what bounds the result."""
+ONE_STEP = ("n-fgsm-js", "n-fgsm", "rs-fgsm", "fgsm")
+LEARNT_FROM = "n-fgsm-js"  # the method whose attack's own pass is learnt from
+
+
+def learner(model, smoothing=0.0):
+    return training.Learner(model, partial(F.cross_entropy, label_smoothing=smoothing))
+
+
+def duel(model, eps, *, seed=0, **changes):
+    given = {"noise": 2.0, "steps": 3, "consistency": 1.0, "share": 1.0} | changes
+    generator = torch.Generator().manual_seed(seed)
+    return Duel(model=model, learner=learner(model), eps=eps, generator=generator, **given)
+
+
+def attacked_by(name, at, x, y):
+    """What a method's attack makes of `x` when the cross-entropy is climbed, and the images whose gradients it took."""
+    starts, climbed = [], at.uphill(lambda logits: F.cross_entropy(logits, y, reduction="none"))
+
+    def uphill(attacked):
+        starts.append(attacked.clone())
+        return climbed(attacked)
+
+    return METHODS[name].attack(at, uphill, x.clone()), starts
+
+
+def slope_sign(model, x, y):
+    """Of the loss, by torch alone."""
+    x = x.clone().requires_grad_(True)
+    return torch.autograd.grad(F.cross_entropy(model(x), y, reduction="sum"), x)[0].sign()
+
+
+CASES = {
+    "eps": st.floats(0.001, 0.5),
+    "shape": st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)),
+    "seed": st.integers(0, 2**32),
+}
+
+
+def drawn(shape, seed):
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.rand(shape, generator=generator), torch.randint(3, shape[:1], generator=generator)
-    x = x.round() if seed % 2 else x  # black and white: every pixel lies on the border of [0, 1]
-    starts, gradient, model = [], attacks.input_gradient, Bent()
-    with mock.patch.object(
-        attacks, "input_gradient", lambda *given: starts.append(given[1].clone()) or gradient(*given)
-    ):
-        attacked = ATTACKS[name](model, x.clone(), y, eps, noise=noise, generator=generator)
+    return (x.round() if seed % 2 else x), y  # black and white: every pixel lies on the border of [0, 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.sampled_from(ONE_STEP), noise=st.floats(0, 3), **CASES)
+def test_each_attack_of_one_step_does_what_its_docstring_says(name, noise, eps, shape, seed):
+    """Where it starts, how far it steps along the gradient's sign there, and what bounds the result."""
+    (x, y), model = drawn(shape, seed), Bent()
+    attacked, starts = attacked_by(name, duel(model, eps, noise=noise, seed=seed), x, y)
     (start,) = starts  # one gradient: the price of about one pass more
-    start.requires_grad_(True)
-    uphill = torch.autograd.grad(F.cross_entropy(model(start), y, reduction="sum"), start)[0].sign()
-    start = start.detach()
-    reach, size = {"fgsm": (0.0, eps), "rs-fgsm": (eps, 1.25 * eps), "n-fgsm": (noise * eps, eps)}[name]
-    expected = (start + size * uphill).clamp(0, 1)
+    reach, size = {"fgsm": (0.0, eps), "rs-fgsm": (eps, 1.25 * eps)}.get(name, (noise * eps, eps))
+    expected = (start + size * slope_sign(model, start, y)).clamp(0, 1)
     if name == "rs-fgsm":
         expected = expected.clamp(x - eps, x + eps)
         assert start.min() >= 0 and start.max() <= 1
@@ -69,57 +101,242 @@ def test_each_attack_does_what_its_docstring_says(name, eps, noise, shape, seed)
     torch.testing.assert_close(attacked, expected, atol=1e-6, rtol=0)
 
 
+@settings(max_examples=60, deadline=None)
+@given(name=st.sampled_from(["pgd", "trades"]), steps=st.integers(1, 6), **CASES)
+def test_pgd_takes_its_steps_within_the_ball(name, steps, eps, shape, seed):
+    """Every one of them written out, from the noise of the same generator: steps of 2.5 budgets in all."""
+    (x, y), model = drawn(shape, seed), Bent()
+    attacked, starts = attacked_by(name, duel(model, eps, steps=steps, seed=seed), x, y)
+    assert len(starts) == steps
+    for found in (*starts, attacked):
+        assert found.min() >= 0 and found.max() <= 1 and (found - x).abs().max() <= eps + 1e-6
+    low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(starts[0], torch.clamp(x + (2 * noise - 1) * eps, low, high), atol=1e-6, rtol=0)
+    for start, following in pairwise([*starts, attacked]):
+        expected = torch.clamp(start + 2.5 * eps / steps * slope_sign(model, start, y), low, high)
+        torch.testing.assert_close(following, expected, atol=1e-6, rtol=0)
+
+
 def test_random_starts_fill_their_reach_and_the_attacks_differ():
     """On grey images, which no border of [0, 1] cuts short, and a model whose gradient is nowhere 0."""
     model, x, y = Bent(), torch.full((200, 1, 8, 8), 0.5), torch.arange(200) % 3
-    found = {
-        name: attack(model, x, y, 0.1, noise=2.0, generator=torch.Generator().manual_seed(0))
-        for name, attack in ATTACKS.items()
-    }
-    change = {name: (attacked - x).abs() for name, attacked in found.items()}
-    assert torch.equal(found["fgsm"], attacks.fgsm(model, x, y, 0.1))
+    found = {name: attacked_by(name, duel(model, 0.1), x, y) for name in METHODS}
+    change = {name: (attacked - x).abs() for name, (attacked, _) in found.items()}
+    assert torch.equal(found["fgsm"][0], attacks.fgsm(model, x, y, 0.1))
     assert change["n-fgsm"].max() == pytest.approx(0.3, abs=1e-3)  # two budgets of noise that stay, a step of one
     assert float((change["n-fgsm"] < 0.1).double().mean()) == pytest.approx(1 / 2, abs=0.03)
     assert change["rs-fgsm"].min() == pytest.approx(0.025, abs=1e-3)  # 1.25 budgets from anywhere in the ball,
     assert float((change["rs-fgsm"] > 0.0999).double().mean()) == pytest.approx(5 / 8, abs=0.03)  # and back into it
-    again = ATTACKS["n-fgsm"](model, x, y, 0.1, noise=2.0, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(again, found["n-fgsm"])
+    start = (found["pgd"][1][0] - x).abs()  # anywhere in the ball
+    assert start.max() > 0.0999 and float((start < 0.05).double().mean()) == pytest.approx(1 / 2, abs=0.03)
+    for name in ("n-fgsm", "rs-fgsm", "pgd"):
+        (same, started), (_, elsewhere) = (attacked_by(name, duel(model, 0.1, seed=seed), x, y) for seed in (0, 1))
+        assert torch.equal(same, found[name][0]) and not torch.equal(started[0], elsewhere[0])
 
 
 def test_an_unknown_attack_is_refused_and_the_known_ones_named():
-    with pytest.raises(ValueError, match=r"'nfgsm' is not one of n-fgsm, rs-fgsm, fgsm"):
+    with pytest.raises(ValueError, match=r"'nfgsm' is not one of n-fgsm-js, n-fgsm, rs-fgsm, fgsm, pgd, trades"):
         replace(SETTINGS, attack="nfgsm")
 
 
-def test_the_attack_that_is_named_is_the_one_that_trains(digits, monkeypatch):
-    """A new one is a function and a line in ATTACKS."""
-    calls = []
+class Seen(NamedTuple):
+    """What a step of training came to, and what its attack was given and made."""
 
-    def own(model, images, labels, eps, *, noise, generator):
-        calls.append((len(images), eps, noise, generator))
+    objective: training.Objective
+    duel: Duel
+    attacked: torch.Tensor
+
+
+def step_of(opponent, name, x, y, at, *, smoothing=0.0, during=lambda: None):
+    """One objective of a method, which keeps its name in METHODS while its attack is looked on."""
+    method, seen = METHODS[name], []
+
+    def attack(given, uphill, images):
+        seen.extend((given, method.attack(given, uphill, images)))
+        during()
+        return seen[-1]
+
+    with mock.patch.dict(METHODS, {name: method._replace(attack=attack)}):
+        found = opponent.objective(learner(opponent.model, smoothing), x, y, at)
+    return Seen(found, *seen)
+
+
+def test_the_method_that_is_named_is_the_one_that_trains(digits, monkeypatch):
+    """A new one is a function and a line in METHODS."""
+    given = []
+
+    def own(duel, uphill, images):
+        given.append((duel, len(images)))
         return 1 - images
 
-    monkeypatch.setitem(ATTACKS, "own", own)
-    model, (_, val_set) = new_model(digits), parts(digits)
+    monkeypatch.setitem(METHODS, "own", Method(own, adversary.learn_attacked))
+    model, (_, val_set) = new_model(digits).train(), parts(digits)
     x, y = images.to_float(val_set.images[:64]), val_set.labels[:64]
-    at = progress(done=0.25)
-    mixed = Adversary(model, val_set, replace(SETTINGS, attack="own")).perturb(x, y, at)
-    assert calls == [(48, 0.05, 2.0, at.generator)]  # the epoch's own randomness, which a resumed run has again
-    assert torch.equal(mixed, torch.cat([1 - x[:48], x[48:]]))  # a quarter stays clean
+    at, under = progress(done=0.25), learner(model, 0.1)
+    opponent = Adversary(model, val_set, replace(SETTINGS, attack="own"))
+    logits, loss = opponent.objective(under, x, y, at)
+    ((seen, count),) = given
+    assert (count, seen.eps, seen.noise, seen.steps, seen.share) == (48, 0.05, 2.0, 3, 0.75)
+    assert seen.generator is at.generator  # the epoch's own randomness, which a resumed run has again
+    mixed = model(torch.cat([1 - x[:48], x[48:]]))  # a quarter stays clean
+    torch.testing.assert_close(logits, mixed)
+    torch.testing.assert_close(loss, F.cross_entropy(mixed, y, label_smoothing=0.1))
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", METHODS)
 def test_the_attack_leaves_batchnorm_statistics_to_the_training_passes(digits, name):
+    """But for the one method that learns from the attack's own pass, which is in train mode for that."""
     model, (train_set, val_set) = new_model(digits).train(), parts(digits)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     x, y = images.to_float(train_set.images[:64]), train_set.labels[:64]
     opponent = Adversary(model, val_set, replace(SETTINGS, attack=name))
-    mixed = opponent.perturb(x, y, progress(done=1.0))
-    assert model.training and all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert torch.equal(mixed[48:], x[48:])
-    assert ((mixed[:48] - x[:48]).abs().amax((1, 2, 3)) > 0.05).all()
-    assert torch.equal(opponent.perturb(x, y, progress(done=0.0)), x)
+
+    def passes():
+        return int(model.first_norm[0].num_batches_tracked - before["first_norm.0.num_batches_tracked"])
+
+    def look():
+        assert all(parameter.grad is None for parameter in model.parameters())
+        untouched = all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+        assert (model.training, passes(), untouched) == ((True, 1, False) if name == LEARNT_FROM else (False, 0, True))
+
+    given = x.clone()
+    seen = step_of(opponent, name, x, y, progress(done=1.0), during=look)
+    assert model.training and passes() == (2 if name in ("trades", LEARNT_FROM) else 1)
+    assert torch.equal(x, given) and not x.requires_grad
+    assert ((seen.attacked - x[:48]).abs().amax((1, 2, 3)) > 0.05).all()
+    seen.objective.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_without_a_budget_or_a_share_a_batch_stays_clean(digits, name):
+    model, (_, val_set) = new_model(digits).train(), parts(digits)
+    x, y = images.to_float(val_set.images[:64]), val_set.labels[:64]
+    plain = model(x)
+    for changes, done in (({}, 0.0), ({"fraction": 0.007}, 1.0)):
+        opponent = Adversary(model, val_set, replace(SETTINGS, attack=name, **changes))
+        logits, loss = opponent.objective(learner(model), x, y, progress(done=done))
+        assert torch.equal(logits, plain) and torch.equal(loss, F.cross_entropy(plain, y))
+
+
+def kl(one, other):
+    """Of probabilities, (N, K) each: (N,)."""
+    return (one * (one.log() - other.log())).sum(1)
+
+
+def small_case(name, share, **changes):
+    """Twenty images, their labels, a model without BatchNorm and its opponent."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(20, 1, 4, 4, generator=generator), torch.randint(3, (20,), generator=generator)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3)).train()
+    few = images.ImageSet(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), torch.arange(3), ["a", "b", "c"])
+    return x, y, model, Adversary(model, few, replace(SETTINGS, attack=name, fraction=share, **changes))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.75, 0.1])
+def test_trades_is_the_loss_of_clean_images_and_six_times_the_divergence(share):
+    """Zhang 2019, written out: cross-entropy + 6 KL(clean || attacked), a mean over the batch, both answers learnt."""
+    x, y, model, opponent = small_case("trades", share)
+    found, _, attacked = step_of(opponent, "trades", x, y, progress(done=1.0), smoothing=0.1)
+    found.loss.backward()
+    slopes = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+
+    count = round(share * 20)
+    assert len(attacked) == count and not torch.equal(attacked, x[:count])
+    apart = kl(model(x[:count]).softmax(1), model(attacked).softmax(1)).sum() / 20
+    expected = F.cross_entropy(model(x), y, label_smoothing=0.1) + 6 * apart
+    expected.backward()
+    assert torch.equal(found.logits, model(x)) and apart > 0
+    torch.testing.assert_close(found.loss, expected)
+    for slope, parameter in zip(slopes, model.parameters(), strict=True):
+        torch.testing.assert_close(slope, parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.75, 0.1])
+@pytest.mark.parametrize("done", [0.5, 1.0])
+def test_consistency_is_the_jensen_shannon_divergence_of_the_attack_s_two_ends(share, done):
+    """Written out: the classes of attacked and clean images, and answers alike where the attack starts and ends; its
+    weight grows with the training. Both passes are learnt from.
+    """
+    x, y, model, opponent = small_case("n-fgsm-js", share, consistency=4.0, ramp=0.0)
+    found, given, attacked = step_of(opponent, "n-fgsm-js", x, y, progress(done=done), smoothing=0.1)
+    found.loss.backward()
+    slopes = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+
+    count = round(share * 20)
+    noise = torch.rand(x[:count].shape, generator=torch.Generator().manual_seed(0))
+    start = x[:count] + (2 * noise - 1) * 2 * 0.1
+    stepped = (start + 0.1 * slope_sign(model, start, y[:count])).clamp(0, 1)
+    torch.testing.assert_close(attacked.detach(), stepped, atol=1e-6, rtol=0)
+    logits = model(torch.cat([stepped, x[count:]]))
+    one, other = model(start).softmax(1), logits[:count].softmax(1)
+    apart = (kl(one, (one + other) / 2) + kl(other, (one + other) / 2)).sum() / 2 / 20
+    expected = F.cross_entropy(logits, y, label_smoothing=0.1) + 4 * done * apart
+    expected.backward()
+    assert given.consistency == 4 * done and apart > 0
+    torch.testing.assert_close(found.logits, logits)
+    torch.testing.assert_close(found.loss, expected)
+    for slope, parameter in zip(slopes, model.parameters(), strict=True):
+        torch.testing.assert_close(slope, parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_without_consistency_the_attack_s_start_teaches_nothing():
+    x, y, _, opponent = small_case("n-fgsm-js", 0.75, consistency=0.0)
+    plain = Adversary(opponent.model, opponent.held_out, replace(opponent.settings, attack="n-fgsm"))
+    one, other = (each.objective(learner(each.model), x, y, progress(done=1.0)) for each in (opponent, plain))
+    torch.testing.assert_close(one.loss, other.loss)
+    torch.testing.assert_close(one.logits, other.logits)
+
+
+def test_trades_attacks_the_divergence_and_knows_no_label():
+    """What it climbs is KL(clean || attacked) of the model as it stands, whatever the labels."""
+    generator = torch.Generator().manual_seed(0)
+    x, model = torch.rand(12, 1, 4, 4, generator=generator), Bent()
+    clean, slopes = model(x).softmax(1), []
+
+    def attack(given, uphill, images):
+        start = images + 0.1
+        slopes.append(uphill(start))
+        moved = start.clone().requires_grad_(True)
+        apart = (clean * (clean.log() - model(moved).log_softmax(1))).sum()
+        slopes.append(torch.autograd.grad(apart, moved)[0])
+        return start
+
+    for y in (torch.zeros(12, dtype=torch.int64), torch.full((12,), 2)):
+        adversary.learn_trades(METHODS["trades"]._replace(attack=attack), duel(model, 0.1), x, y)
+    torch.testing.assert_close(slopes[0], slopes[1])
+    assert torch.equal(slopes[0], slopes[2]) and (slopes[0] != 0).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_a_model_that_withstands_more_than_a_plain_one(digits, tmp_path, name):
+    settings = replace(SETTINGS, attack=name, fraction=1.0, noise=1.0, undo_overfitting=False, pgd_steps=5)
+    plain, _ = fit(digits, tmp_path)
+    model, result = fit(digits, tmp_path, RECIPE, against(settings))
+    held_out = parts(digits)[1]
+    left = [int(robustness.pgd_correct(net, held_out, 0.1, steps=5, seed=0).sum()) for net in (plain, model)]
+    assert result.rows[-1]["val_accuracy"] > 0.7 and left[1] > left[0]
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_training_attack_s_gradients_are_of_its_learner_s_precision(digits, bfloat16):
+    """And come as float32 ones, without holes: bfloat16 has float32's exponents."""
+    model, few = new_model(digits).eval(), digits.take(torch.arange(50))
+    x, y = images.to_float(few.images), few.labels
+
+    def forward(images):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            return model(images).float()
+
+    at = duel(model, 0.1)._replace(learner=training.Learner(forward, F.cross_entropy))
+    slope = at.uphill(lambda logits: F.cross_entropy(logits, y, reduction="none"))(x)
+    exact = attacks.input_gradient(model, x, y)
+    assert slope.dtype == torch.float32 and torch.equal(slope, exact) == (not bfloat16)
+    assert float((slope.sign() == exact.sign()).double().mean()) > 0.95
 
 
 def test_input_gradients_do_not_change_inside_a_caller_s_autocast(digits):
@@ -146,9 +363,11 @@ def test_the_budget_grows_to_its_goal_and_stays_there(one, later, share, eps, la
 
 
 def test_settings_are_those_of_params_yaml():
-    knobs = params.load(overrides={"dataset": "digits", "eps": 0.07, "seed": 5, "train_robust.attack": "rs-fgsm"})
+    given = {"dataset": "digits", "eps": 0.07, "seed": 5, "train_robust.attack": "rs-fgsm", "train_robust.steps": 7}
+    knobs = params.load(overrides=given)
     found, robust = Settings.from_params(knobs), knobs.train_robust
     assert (found.eps, found.seed, found.attack, found.largest_budget) == (0.07, 5, "rs-fgsm", 0.3)
+    assert (found.steps, found.pgd_steps, found.consistency) == (7, robust.pgd_steps, robust.consistency)
     assert (found.fraction, found.noise, found.ramp) == (robust.adversarial_fraction, robust.noise, robust.ramp)
 
 

@@ -76,10 +76,31 @@ def test_survivors_are_those_that_pgd_at_each_budget_left_correct(model, held_ou
         assert int(alive[row].sum()) == int(correct.sum())
 
 
+@pytest.mark.parametrize("eps", [0.02, 0.05, 0.1])
+def test_no_image_that_plain_pgd_breaks_is_counted_as_correct(model, held_out, small_batches, eps):
+    """From the same starts: what is broken on the way stays broken, so that the count is never above PGD's own."""
+    generator, plain = torch.Generator().manual_seed(3), []
+    for _, x, y in images.batches(held_out.images, held_out.labels, device=torch.device("cpu"), description="PGD"):
+        plain.append(attacks.withstood(model, attacks.pgd(model, x, y, eps, steps=6, generator=generator), y))
+    correct = robustness.pgd_correct(model, held_out, eps, steps=6, seed=3)
+    assert not (correct & ~torch.cat(plain)).any() and 0 < int(correct.sum()) < len(held_out)
+
+
+def test_a_search_in_bfloat16_counts_in_float32_and_finds_as_much(model, held_out, small_batches):
+    """Clean images are counted to the last one, attacked ones all but for a few."""
+    exact = robustness.pgd_survivors(model, held_out, EPSILONS, steps=5, seed=0)
+    fgsm = robustness.fgsm_predictions(model, held_out, EPSILONS)
+    with attacks.searching(bfloat16=True):
+        rough = robustness.pgd_survivors(model, held_out, EPSILONS, steps=5, seed=0)
+        assert torch.equal(robustness.fgsm_predictions(model, held_out, EPSILONS), fgsm)
+    assert torch.equal(rough[0], exact[0]) and not torch.equal(rough, exact)
+    assert (rough[1:] <= rough[:-1]).all() and (rough.sum(1) - exact.sum(1)).abs().max() <= 6
+
+
 def test_pgd_repeats_with_its_seed_and_starts_elsewhere_with_another(model, held_out, small_batches, monkeypatch):
     attacked = []
-    pgd = attacks.pgd
-    monkeypatch.setattr(attacks, "pgd", lambda *args, **kwargs: attacked.append(pgd(*args, **kwargs)) or attacked[-1])
+    hunt = attacks.hunt
+    monkeypatch.setattr(attacks, "hunt", lambda *args: attacked.append(hunt(*args)) or attacked[-1])
 
     def run(seed):
         attacked.clear()

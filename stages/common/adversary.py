@@ -1,79 +1,177 @@
-"""Adversarial training: one-step attacks by name, the ramp of their budget, the watch over catastrophic overfitting.
+"""Adversarial training: methods by name, the ramp of their budget, the watch over catastrophic overfitting.
 
-`Adversary` is what `training.train` is handed to train a robust model: it replaces a share of each batch by adversarial
-examples of the current model, and judges each epoch. It holds no state: all that it needs is in the rows so far.
+`Adversary` is what `training.train` is handed to train a robust model: it says what is learnt of a batch, of which a
+share is attacked, and judges each epoch. It holds no state: all that it needs is in the rows so far.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import dropwhile
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.common import attacks, evaluation, images, models, robustness
+from stages.common.attacks import Uphill
 from stages.common.errors import UserError
 from stages.common.images import ImageSet
 from stages.common.params import Params
-from stages.common.training import Progress, Row, Verdict
+from stages.common.training import Learner, Objective, Progress, Row, Verdict
 
 BACK_OFF = 0.75  # of the budget that broke the model is what training goes on with
+TRADES_WEIGHT = 6.0  # 1 / lambda of Zhang 2019, its choice for CIFAR-10
 
 
-class TrainingAttack(Protocol):
-    """Images of the same shape, one step away from `images`, float (N, C, H, W) in [0, 1], for about one pass more.
+class Duel(NamedTuple):
+    """What a method works with at one step: the model as it stands, the budget and how to use it.
 
-    `eps` is in pixels of [0, 1]; `noise`, in budgets, is how far N-FGSM starts away; `generator` is on the CPU.
+    `learner.forward` is the model in train mode; `eps` is in pixels of [0, 1]; `noise`, in budgets, is how far N-FGSM
+    starts away; `steps` are those of iterated attacks; `consistency` is the weight that it has by now; `generator` is
+    on the CPU; `share` of a batch is attacked.
     """
 
-    def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, eps: float, *, noise: float, generator: torch.Generator
-    ) -> Tensor: ...
+    model: nn.Module
+    learner: Learner
+    eps: float
+    noise: float
+    steps: int
+    consistency: float
+    share: float
+    generator: torch.Generator
+
+    def uphill(self, value: Callable[[Tensor], Tensor]) -> Uphill:
+        """The gradient to the images of `value`, logits (N, K) -> (N,), in the precision that training computes in:
+        in bfloat16 too, whose exponents are float32's, so that small gradients stay above 0.
+        """
+        return lambda attacked: attacks.gradient(lambda x: value(self.learner.forward(x)), attacked)
 
 
-def fgsm(
-    model: nn.Module, images: Tensor, labels: Tensor, eps: float, *, noise: float, generator: torch.Generator
-) -> Tensor:
+def fgsm(duel: Duel, uphill: Uphill, images: Tensor) -> Tensor:
     """From the image itself, a step of eps (Goodfellow 2015): the reproduced study's. Overfits catastrophically."""
-    return _one_step(model, images, labels, eps)
+    return _step(images, uphill, duel.eps)
 
 
-def rs_fgsm(
-    model: nn.Module, images: Tensor, labels: Tensor, eps: float, *, noise: float, generator: torch.Generator
-) -> Tensor:
+def rs_fgsm(duel: Duel, uphill: Uphill, images: Tensor) -> Tensor:
     """From x + U(-eps, eps), a step of 1.25 eps, projected to the ball (Wong 2020, Fast is better than free)."""
-    start = _start(images, eps, generator).clamp_(0, 1)
-    return torch.clamp(_one_step(model, start, labels, 1.25 * eps), images - eps, images + eps)
+    start = _away(images, duel.eps, duel.generator).clamp_(0, 1)
+    return torch.clamp(_step(start, uphill, 1.25 * duel.eps), images - duel.eps, images + duel.eps)
 
 
-def n_fgsm(
-    model: nn.Module, images: Tensor, labels: Tensor, eps: float, *, noise: float, generator: torch.Generator
-) -> Tensor:
+def n_fgsm(duel: Duel, uphill: Uphill, images: Tensor) -> Tensor:
     """From x + U(-noise eps, noise eps), a step of eps, not projected (de Jorge 2022, Make Some Noise).
 
     The noise is kept, which is what prevents catastrophic overfitting. Only [0, 1] bounds the result.
     """
-    return _one_step(model, _start(images, noise * eps, generator), labels, eps)
+    return _step(_away(images, duel.noise * duel.eps, duel.generator), uphill, duel.eps)
 
 
-ATTACKS: dict[str, TrainingAttack] = {"n-fgsm": n_fgsm, "rs-fgsm": rs_fgsm, "fgsm": fgsm}
+def pgd(duel: Duel, uphill: Uphill, images: Tensor) -> Tensor:
+    """From a random point of the ball, `steps` steps of 2.5 eps / steps (Madry 2018): as many passes more."""
+    ball = attacks.Linf(images, duel.eps)
+    start = torch.clamp(_away(images, duel.eps, duel.generator), ball.low, ball.high)
+    return attacks.ascend(uphill, ball, attacks.constant(ball, duel.steps), start=start)
 
 
-def _start(images: Tensor, reach: float, generator: torch.Generator) -> Tensor:
+def _away(images: Tensor, reach: float, generator: torch.Generator) -> Tensor:
     noise = torch.rand(images.shape, generator=generator, dtype=images.dtype).to(images.device)
     return (images + (2 * noise - 1) * reach).contiguous(memory_format=torch.channels_last)
 
 
-def _one_step(model: nn.Module, start: Tensor, labels: Tensor, size: float) -> Tensor:
-    with models.frozen(model):
-        return attacks.step(start, attacks.input_gradient(model, start, labels).sign_(), size, False)
+def _step(start: Tensor, uphill: Uphill, size: float) -> Tensor:
+    return attacks.step(start, uphill(start).sign_(), size, False)
+
+
+# Images of the same shape, float (N, C, H, W) in [0, 1], from those given, by the gradient of what is to be raised
+TrainingAttack = Callable[[Duel, Uphill, Tensor], Tensor]
+
+
+class Method(NamedTuple):
+    """A way to train: how images are attacked, and what is learnt of the attacked and the clean ones of a batch."""
+
+    attack: TrainingAttack
+    learn: Callable[["Method", Duel, Tensor, Tensor], Objective]
+
+
+def learn_attacked(method: Method, duel: Duel, images: Tensor, labels: Tensor) -> Objective:
+    """The classes of attacked images (Madry 2018) and of the clean rest; the attack raises the cross-entropy."""
+    count = round(duel.share * len(images))
+    with models.frozen(duel.model):
+        climbed = duel.uphill(lambda logits: F.cross_entropy(logits, labels[:count], reduction="none"))
+        attacked = method.attack(duel, climbed, images[:count])
+    logits = duel.learner.forward(_beside(attacked, images[count:]))
+    return Objective(logits, duel.learner.loss(logits, labels))
+
+
+def learn_trades(method: Method, duel: Duel, images: Tensor, labels: Tensor) -> Objective:
+    """The classes of clean images, and to answer alike on attacked ones: TRADES (Zhang 2019), cross-entropy plus
+    TRADES_WEIGHT times the divergence of the answers, which is what the attack raises.
+    """
+    count = round(duel.share * len(images))
+    with models.frozen(duel.model):
+        with torch.no_grad():
+            clean = duel.learner.forward(images[:count]).log_softmax(1)
+        attacked = method.attack(duel, duel.uphill(lambda logits: _divergence(logits, clean)), images[:count])
+    logits = duel.learner.forward(images)
+    apart = _divergence(duel.learner.forward(attacked), logits[:count].log_softmax(1)).sum() / len(images)
+    return Objective(logits, duel.learner.loss(logits, labels) + TRADES_WEIGHT * apart)
+
+
+def learn_consistently(method: Method, duel: Duel, images: Tensor, labels: Tensor) -> Objective:
+    """The classes of attacked images and of the clean rest, and to answer at the attack's start as at its end: plus
+    `consistency` times the divergence of the two answers, FGSM-PGI's regulariser (Jia 2022) with Jensen and Shannon's
+    divergence for its squared difference.
+
+    The pass that gives the attack its gradient is learnt from as well, in train mode.
+    """
+    count = round(duel.share * len(images))
+    answers: list[Tensor] = []
+
+    def uphill(start: Tensor) -> Tensor:
+        start = start.detach().requires_grad_(True)
+        answers.append(duel.learner.forward(start))
+        climbed = F.cross_entropy(answers[-1], labels[:count], reduction="sum")
+        return torch.autograd.grad(climbed, start, retain_graph=True)[0]
+
+    attacked = method.attack(duel, uphill, images[:count]).detach()
+    logits = duel.learner.forward(_beside(attacked, images[count:]))
+    apart = _jensen_shannon(answers[0], logits[:count]).sum() / len(images)
+    return Objective(logits, duel.learner.loss(logits, labels) + duel.consistency * apart)
+
+
+def _jensen_shannon(logits: Tensor, others: Tensor) -> Tensor:
+    """The mean divergence of two answers, logits (N, K) each, from their mean: (N,), between 0 and log 2."""
+    answers = [logits.log_softmax(1), others.log_softmax(1)]
+    mean = torch.stack(answers).logsumexp(0) - math.log(2)
+    return torch.stack([F.kl_div(mean, answer, reduction="none", log_target=True).sum(1) for answer in answers]).mean(0)
+
+
+def _divergence(logits: Tensor, others: Tensor) -> Tensor:
+    """Kullback-Leibler's, of the answers with log-probabilities `others` from those of `logits`, (N, K) each: (N,)."""
+    return F.kl_div(logits.log_softmax(1), others, reduction="none", log_target=True).sum(1)
+
+
+def _beside(attacked: Tensor, clean: Tensor) -> Tensor:
+    return torch.cat([attacked, clean]).contiguous(memory_format=torch.channels_last)
+
+
+METHODS: dict[str, Method] = {
+    "n-fgsm-js": Method(n_fgsm, learn_consistently),
+    "n-fgsm": Method(n_fgsm, learn_attacked),
+    "rs-fgsm": Method(rs_fgsm, learn_attacked),
+    "fgsm": Method(fgsm, learn_attacked),
+    "pgd": Method(pgd, learn_attacked),
+    "trades": Method(pgd, learn_trades),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What adversarial training is told; budgets in pixels of [0, 1]. See params.yaml for each one's reason.
 
-    Raises ValueError for an attack that ATTACKS does not name.
+    Raises ValueError for an attack that METHODS does not name.
     """
 
     eps: float
@@ -81,6 +179,8 @@ class Settings:
     attack: str
     fraction: float
     noise: float
+    steps: int
+    consistency: float
     ramp: float
     overfitting_gap: float
     undo_overfitting: bool
@@ -89,8 +189,8 @@ class Settings:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.attack not in ATTACKS:
-            raise ValueError(f"training attack {self.attack!r} is not one of {', '.join(ATTACKS)}")
+        if self.attack not in METHODS:
+            raise ValueError(f"training attack {self.attack!r} is not one of {', '.join(METHODS)}")
 
     @classmethod
     def from_params(cls, params: Params) -> "Settings":
@@ -101,6 +201,8 @@ class Settings:
             attack=robust.attack,
             fraction=robust.adversarial_fraction,
             noise=robust.noise,
+            steps=robust.steps,
+            consistency=robust.consistency,
             ramp=robust.ramp,
             overfitting_gap=robust.overfitting_gap,
             undo_overfitting=robust.undo_overfitting,
@@ -123,17 +225,26 @@ class Adversary:
         self.held_out = val_set.take(images.sample(val_set.labels, settings.validation_images))
         self.chance = evaluation.chance(val_set.labels)
 
-    def perturb(self, images: Tensor, labels: Tensor, progress: Progress) -> Tensor:
-        """The batch with its first `fraction` replaced by adversarial examples (the order is random already)."""
+    def objective(self, learner: Learner, images: Tensor, labels: Tensor, progress: Progress) -> Objective:
+        """What the method makes of the batch, whose first `fraction` is attacked (the order is random already); clean
+        images alone while the budget is 0.
+        """
         settings, budget = self.settings, self.budget(progress)
-        count = round(settings.fraction * len(images))
-        if count == 0 or budget == 0:
-            return images
-        attack = ATTACKS[settings.attack]
-        attacked = attack(
-            self.model, images[:count], labels[:count], budget, noise=settings.noise, generator=progress.generator
+        if round(settings.fraction * len(images)) == 0 or budget == 0:
+            logits = learner.forward(images)
+            return Objective(logits, learner.loss(logits, labels))
+        duel = Duel(
+            model=self.model,
+            learner=learner,
+            eps=budget,
+            noise=settings.noise,
+            steps=settings.steps,
+            consistency=settings.consistency * progress.done,  # grows in a line, as LIET's
+            share=settings.fraction,
+            generator=progress.generator,
         )
-        return torch.cat([attacked, images[count:]]).contiguous(memory_format=torch.channels_last)
+        method = METHODS[settings.attack]
+        return method.learn(method, duel, images, labels)
 
     def budget(self, progress: Progress) -> float:
         """The ramp's share of the goal, but never more than BACK_OFF of a budget that has broken the model.

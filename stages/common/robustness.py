@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stages.common import attacks, device, evaluation, images
+from stages.common import attacks, device, evaluation, images, models
 from stages.common.images import ImageSet
 
 
@@ -32,12 +32,18 @@ def target_rate(predicted: Tensor, labels: Tensor, target: int) -> Tensor:
 def pgd_correct(
     model: nn.Module, image_set: ImageSet, eps: float, *, steps: int, seed: int, description: str = "PGD"
 ) -> Tensor:
-    """Which images are still classified correctly under PGD at `eps`: bool (N,)."""
+    """Which images PGD at `eps` leaves correct: bool (N,).
+
+    It is `attacks.pgd`, but for what is broken on the way, which counts and is left alone from then on.
+    """
     where = device.of(model)
     generator = torch.Generator(where).manual_seed(seed)
     correct = torch.empty(len(image_set), dtype=torch.bool)
     for part, x, y in images.batches(image_set.images, image_set.labels, device=where, description=description):
-        attacked = attacks.pgd(model, x, y, eps, steps=steps, generator=generator)
+        ball = attacks.Linf(x, eps)
+        sizes, start = attacks.constant(ball, steps), ball.start(generator)
+        with models.frozen(model):
+            attacked = attacks.hunt(model, y, attacks.loss_of(y), ball, sizes, start)
         correct[part] = attacks.withstood(model, attacked, y)
     return correct
 

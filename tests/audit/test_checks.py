@@ -221,14 +221,15 @@ def test_a_gradient_is_asked_of_correct_images_only(subject):
 
 
 def test_an_attack_that_a_stranger_or_blind_search_beats_is_flagged(sound, subject, monkeypatch):
-    """Gradients that point nowhere: examples of the unspoilt model and Square both break more than PGD does."""
+    """Steps that go nowhere: examples of the unspoilt model and Square both break more than PGD does."""
     spoilt = Wrapped(sound)
-    gradient = attacks.input_gradient
+    hunt = attacks.hunt
 
-    def masked(model, x, y):
-        return torch.randn_like(x) if model is spoilt else gradient(model, x, y)
+    def lost(model, labels, value, ball, sizes, start):
+        sizes = [0.0] * len(sizes) if model is spoilt else sizes
+        return hunt(model, labels, value, ball, sizes, start)
 
-    monkeypatch.setattr(attacks, "input_gradient", masked)
+    monkeypatch.setattr(attacks, "hunt", lost)
     asked = subject(spoilt, other=sound, eps=0.2, square_queries=100)
     assert failing("transfer_weaker_than_pgd", asked) and failing("square_weaker_than_pgd", asked)
 
@@ -289,7 +290,7 @@ def test_what_the_largest_budget_breaks_is_broken_without_a_bound_too(sound, sub
 
 
 def test_iterated_attacks_that_lose_their_way_are_flagged(sound, subject, monkeypatch):
-    monkeypatch.setattr(attacks, "pgd", lambda model, images, labels, eps, *, steps, **_: images)
+    monkeypatch.setattr(attacks, "hunt", lambda model, labels, value, ball, sizes, start: ball.images)
     asked = subject(sound)
     assert failing("pgd_at_most_fgsm", asked) and failing("pgd_unbounded_reaches_zero", asked)
 

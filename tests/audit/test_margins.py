@@ -42,6 +42,19 @@ def test_equal_seeds_give_equal_examples_and_what_survives_comes_back_clean(case
     assert survivors.any() and torch.equal(found[survivors], x[survivors])
 
 
+def test_a_search_in_bfloat16_keeps_its_budget_and_finds_as_much(case):
+    """What it calls broken is broken in float32, and what it does not is given back clean."""
+    model, x, y = case
+    exact = attacked(case, 0.03, steps=10)
+    with attacks.searching(bfloat16=True):
+        found = attacked(case, 0.03, steps=10)
+    assert not torch.equal(found, exact) and found.dtype == torch.float32
+    assert (found - x).abs().max() <= 0.03 + 1e-6 and found.min() >= 0 and found.max() <= 1
+    survivors = model(found).argmax(1) == y
+    assert torch.equal(found[survivors], x[survivors]) and survivors.any() and not survivors.all()
+    assert abs(int(survivors.sum()) - int((model(exact).argmax(1) == y).sum())) <= 2
+
+
 def test_more_classes_break_no_less(case):
     model, _, y = case
     left = [int((model(attacked(case, 0.05, classes)).argmax(1) == y).sum()) for classes in (1, 3, 9)]

@@ -75,7 +75,7 @@ def test_nothing_is_broken_with_a_budget_of_0(sound, subject):
 
 def test_examples_of_the_model_itself_transfer_as_pgd_does(sound, subject):
     asked = subject(sound, other=sound, pgd_steps=TRANSFER_STEPS, eps=0.1, epsilons=(0.0,))
-    assert asked.transfer == {0.1: asked.pgd[0.1]}
+    assert asked.transfer[0.1] - 0.02 < asked.pgd[0.1] <= asked.transfer[0.1]  # PGD counts what is broken on the way
     assert asked.pgd_at(0.1, TRANSFER_STEPS) == asked.pgd[0.1]
 
 

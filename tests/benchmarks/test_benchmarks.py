@@ -7,7 +7,19 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import autoattack, common, frontier, large, ood, scaling, sweep, time_to_accuracy, training, variants
+from benchmarks import (
+    audit,
+    autoattack,
+    common,
+    frontier,
+    large,
+    ood,
+    scaling,
+    sweep,
+    time_to_accuracy,
+    training,
+    variants,
+)
 from stages.common import artifacts, evaluation, images, models, params
 from stages.common.errors import UserError
 
@@ -22,6 +34,20 @@ def test_sweep_predicts_what_its_peers_predict():
     rows = sweep.measure(quick=True)
     assert rows.keys() == {"torchattacks", "foolbox"}
     assert all(row["equal"] == 1 and row["ratio"] > 0 for row in rows.values())
+
+
+def test_the_audit_s_attacks_and_torchattacks_leave_as_much():
+    """FGSM is the same to the image; PGD counts what is broken on the way, which can only take off more."""
+    subject = audit.new_subject(quick=True)
+    ours, theirs = audit.by_the_audit(subject), audit.by_torchattacks(subject)
+    assert ours.keys() - {"pgd 0.0"} == theirs.keys()
+    assert all(value == theirs[name] for name, value in ours.items() if name.startswith("fgsm"))
+    assert audit.measure(quick=True)["ratio"] > 0
+
+
+def test_the_strongest_attack_finds_the_same_in_both_precisions():
+    found = audit.precisions(quick=True)
+    assert found["ratio"] > 0 and abs(found["float32"] - found["bfloat16"]) <= found["differ"] <= 0.1
 
 
 def test_training_reports_both_sides():
@@ -83,23 +109,23 @@ def test_autoattack_says_beforehand_that_it_needs_four_classes(tmp_path, monkeyp
 
 
 def test_a_variant_is_trained_and_its_row_says_so(few_digits):
-    row = variants.measure("widths 64/128/128", 0.1, 200, 1, 0)
+    row = variants.measure("widths 48/192/384", 0.1, 200, 1, 0)
     other = variants.measure("plain FGSM", 0.1, 200, 1, 1)
-    assert all(0 <= found[figure] <= 1 for found in (row, other) for figure in ("clean", "fgsm", "pgd"))
-    fast = other | {"pgd": 0.4, "seed": 2, "overfitted": 3, "minutes": 0.5, "processor": "fast"}
-    rows = pd.DataFrame([row | {"pgd": 0.1}, other | {"pgd": 0.2, "minutes": 7.0}, fast])
+    assert all(0 <= found[figure] <= 1 for found in (row, other) for figure in ("clean", "fgsm", "pgd", "strongest"))
+    fast = other | {"strongest": 0.4, "seed": 2, "overfitted": 3, "minutes": 0.5, "processor": "fast"}
+    rows = pd.DataFrame([row | {"strongest": 0.1}, other | {"strongest": 0.2, "minutes": 7.0}, fast])
     head, _, best, worst = variants.table(rows).splitlines()
     assert head.endswith(f"minutes, {row['processor']} |") and best.endswith("| 7.0 |")
     assert best.startswith("| plain FGSM | 0.1 | 1 |") and "| 0.300 (0.200 to 0.400) | 1 of 2 |" in best
-    assert "widths 64/128/128" in worst and "| 0 of 1 |" in worst
+    assert "widths 48/192/384" in worst and "| 0 of 1 |" in worst
 
 
-@pytest.mark.parametrize("variant", ["SiLU for ReLU", "weights averaged"])
+@pytest.mark.parametrize("variant", ["hard swish for ReLU", "weights averaged"])
 def test_a_variant_changes_what_it_says(few_digits, variant):
     before = torch.nn.functional.relu
     plain, changed = (variants.measure(name, 0.1, 300, 3, 0) for name in ("default", variant))
     assert torch.nn.functional.relu is before
-    figures = ("clean", "fgsm", "pgd")
+    figures = ("clean", "fgsm", "pgd", "strongest")
     assert [plain[name] for name in figures] != [changed[name] for name in figures]
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.common import detection, images
+from stages.common import attacks, detection, images
 from stages.common.detection import detectors, evasion
 from stages.common.detection.evasion import ATTACKS, DOWN, UP
 
@@ -62,6 +62,18 @@ def test_no_attack_leaves_its_budget(evade, some, monkeypatch):
         reach = float((batch - x).abs().max())
         assert reach == pytest.approx(BUDGETS[number // len(ATTACKS)], abs=1e-6)  # all of the budget, and no more
         assert float(batch.min()) >= 0 and float(batch.max()) <= 1
+
+
+@pytest.mark.parametrize("name", EVADED)
+def test_in_bfloat16_only_pgd_looks_for_its_way(evade, name):
+    """Noise has none to look for, and FGSM's one gradient is float32's."""
+    exact = evade(name, DOWN)
+    with attacks.searching(bfloat16=True):
+        rough = evade(name, DOWN)
+    same = {attack: np.array_equal(exact[attack], rough[attack]) for attack in ATTACKS}
+    assert same == {"noise": True, "fgsm": True, "pgd": False}
+    spread = np.std(exact["pgd"][0])
+    assert np.median(rough["pgd"] - exact["pgd"], axis=1).max() < 0.15 * spread  # pushed down about as far
 
 
 def test_the_attack_climbs_the_confidence_of_that_very_detector(evade, model, fitted, sight, some):

@@ -49,7 +49,7 @@ def test_the_stem_whitens():
         maps = model.whiten(model.normalize(images))
     half = maps[:, : maps.shape[1] // 2].permute(1, 0, 2, 3).flatten(1).double()
     torch.testing.assert_close(half @ half.T / half.shape[1], torch.eye(12, dtype=torch.float64), atol=0.02, rtol=0)
-    torch.testing.assert_close(maps[:, 12:], -maps[:, :12])  # no direction is lost to the ReLU that follows
+    torch.testing.assert_close(maps[:, 12:], -maps[:, :12])  # no direction is lost to the hard swish that follows
 
 
 def test_normalisation_is_the_models_own():

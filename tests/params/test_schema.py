@@ -19,7 +19,7 @@ def names(section, key):
 
 
 def test_each_name_allowed_is_a_name_known():
-    assert names(schema.TrainRobust, "attack") == set(adversary.ATTACKS)
+    assert names(schema.TrainRobust, "attack") == set(adversary.METHODS)
     known = {*models.ARCHITECTURES, CUSTOM}
     assert names(schema.Model, "name") == known == set(schema.Models.model_fields)
     assert names(schema.Keys, "dataset") == set(datasets.READERS) == set(schema.Datasets.model_fields)
@@ -29,11 +29,11 @@ def test_each_name_allowed_is_a_name_known():
 @pytest.mark.parametrize(
     ("key", "known"),
     [
-        ("train_robust.attack", adversary.ATTACKS),
+        ("train_robust.attack", adversary.METHODS),
         ("model.name", models.ARCHITECTURES),
         ("dataset", datasets.READERS),
         ("device", ("auto", "cpu", "cuda", "mps")),
-        ("training.precision", ("auto", "float32", "bfloat16")),
+        ("precision", ("auto", "float32", "bfloat16")),
         ("datasets.cifar10.prepare.ood_classes", class_names.CIFAR100),
         ("ood_attack.detectors", set(detectors.DETECTORS) - {"odin"}),
     ],
@@ -47,10 +47,10 @@ def test_an_unknown_name_is_refused_with_all_that_are_known(key, known):
 
 
 def test_every_architecture_is_built_from_its_section_alone():
-    """What stands below models.<name>, but for the learning rate, is what the architecture takes."""
+    """What stands below models.<name>, but for the rates, is what the architecture takes."""
     for name in models.ARCHITECTURES:
         knobs = params.load(ROOT / "params.yaml", overrides={"model.name": name})
-        options = knobs.model_of("standard").section.model_dump(exclude={"learning_rate"})
+        options = knobs.model_of("standard").section.model_dump(exclude={"learning_rate", "filter_rate"})
         assert models.build(name, channels=1, classes=["a", "b"], **options).recipe["name"] == name
 
 

@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 
 from stages import train_robust, train_standard
-from stages.common import artifacts, evaluation, images, models, params
+from stages.common import artifacts, evaluation, images, models, params, training
 from stages.common.errors import UserError
 from stages.common.images import ImageSet
 from tests.repository import ROOT
@@ -88,6 +88,25 @@ def weights_of(image_set: ImageSet, name: str) -> nn.Module:
 
 def metrics(name: str) -> dict:
     return json.loads(Path(f"metrics/train_{name}.json").read_text())
+
+
+@pytest.mark.parametrize("which", artifacts.MODELS)
+def test_rates_are_for_batches_of_1024_and_scale_with_others(which):
+    """SGD's with the batch size, Muon's with its root, and none stays none."""
+    section = {"models.whitened_cnn.learning_rate": 1.2, "models.whitened_cnn.filter_rate": 0.2}
+    for size, rate, filter_rate in ((1024, 1.2, 0.2), (256, 0.3, 0.1), (4096, 4.8, 0.4)):
+        knobs = params.load(ROOT / "params.yaml", overrides=section | {"datasets.cifar10.training.batch_size": size})
+        recipe = training.Recipe.from_params(knobs, which, torch.device("cpu"))
+        assert (recipe.learning_rate, recipe.filter_rate) == pytest.approx((rate, filter_rate))
+    plain = params.load(ROOT / "params.yaml", overrides={"models.whitened_cnn.filter_rate": None})
+    assert training.Recipe.from_params(plain, which, torch.device("cpu")).filter_rate is None
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_precision_is_that_of_params_yaml(precision):
+    knobs = params.load(ROOT / "params.yaml", overrides={"precision": precision})
+    recipes = [training.Recipe.from_params(knobs, which, torch.device("cpu")) for which in artifacts.MODELS]
+    assert [recipe.bfloat16 for recipe in recipes] == [precision == "bfloat16"] * 2
 
 
 def test_somebody_else_s_architecture_is_trained_both_ways(project):

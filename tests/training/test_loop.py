@@ -1,17 +1,21 @@
 """The training loop: what it learns, what it asks of a regime and does with its verdicts, and what it does not know."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from scripts.deps import closure
-from stages.common import attacks, evaluation, training
+from stages.common import evaluation, training
+from stages.common.adversary import METHODS
 from stages.common.errors import UserError
 from stages.common.models import architectures
 from stages.common.training import loop
+from stages.common.training.optimizer import Muon
 from tests.repository import ROOT
-from tests.small import RECIPE, against, fit, parts, same
+from tests.small import RECIPE, SETTINGS, against, fit, new_model, parts, same
 
 
 class Scripted(training.Plain):
@@ -21,11 +25,11 @@ class Scripted(training.Plain):
         self.model, self.verdicts = model, dict(enumerate(verdicts, start=1))
         self.steps, self.batches, self.weights, self.earlier = [], [], {}, []
 
-    def perturb(self, images, labels, progress):
+    def objective(self, learner, images, labels, progress):
         assert labels.dtype == torch.int64 and images.dtype == torch.float32 and self.model.training
         self.steps.append((progress.done, progress.last_epoch, len(progress.rows)))
         self.batches.append(images.shape)
-        return images
+        return super().objective(learner, images, labels, progress)
 
     def after_epoch(self, row, progress):
         assert not self.model.training
@@ -101,16 +105,18 @@ def test_the_weights_of_the_last_epoch_kept_are_the_result(digits, tmp_path, ver
 def test_an_undone_epoch_leaves_neither_weights_nor_momentum(digits, tmp_path, monkeypatch):
     """Only where there is an epoch to go back to: the first one's weights stay, whatever the verdict."""
     optimizers, seen = [], []
-    new_optimizer = loop.new_optimizer
-    monkeypatch.setattr(loop, "new_optimizer", lambda *given: optimizers.append(new_optimizer(*given)) or optimizers[0])
+    new_optimizers = loop.new_optimizers
+    monkeypatch.setattr(loop, "new_optimizers", lambda *given: optimizers.extend(new_optimizers(*given)) or optimizers)
 
     def look(regime):
         weights = copy(regime.model)
         same_as = [epoch for epoch, earlier in regime.weights.items() if equal(weights, earlier)]
-        seen.append((same_as, len(optimizers[0].state) > 0))
+        seen.append((same_as, [len(optimizer.state) > 0 for optimizer in optimizers]))
 
     judged(digits, tmp_path, ["undo", "keep", "undo", "pass"], log=look)
-    assert seen == [([1], True), ([2], True), ([2], False), ([4], True)]
+    assert [type(optimizer) for optimizer in optimizers] == [torch.optim.SGD, Muon]
+    there, gone = [True, True], [False, False]
+    assert seen == [([1], there), ([2], there), ([2], gone), ([4], there)]
 
 
 def test_the_loop_knows_no_attack():
@@ -141,23 +147,90 @@ def test_an_epoch_s_line_ends_with_the_regime_s_remark(digits, tmp_path, capsys)
     assert all(line.endswith("  seen") for line in lines)
 
 
-def test_bfloat16_is_of_the_training_step_alone(digits, tmp_path, monkeypatch):
-    """Weights, attacks and validation stay float32: half precision would round small input gradients away."""
-    seen = {"attack": set(), "step": set(), "evaluation": set()}
-    gradient, forward = attacks.input_gradient, architectures.WhitenedCNN.forward
+def test_what_is_descended_and_what_is_counted_are_the_regime_s(digits, tmp_path):
+    """A loss of its own, whose logits say the right class of every image: so the table."""
 
-    def watched_gradient(model, images, labels):
-        found = gradient(model, images, labels)
-        seen["attack"].add((torch.is_autocast_enabled("cpu"), found.dtype))
-        return found
+    class Own(training.Plain):
+        def objective(self, learner, images, labels, progress):
+            logits = learner.forward(images)
+            return training.Objective(F.one_hot(labels, 10).float(), 0 * learner.loss(logits, labels) + 3)
 
-    def watched_forward(self, images):
+    model, result = fit(digits, tmp_path, replace(RECIPE, epochs=2, weight_decay=0.0), lambda model, val_set: Own())
+    assert [(row["loss"], row["train_accuracy"]) for row in result.rows] == [(3.0, 1.0)] * 2
+    before = new_model(digits)
+    assert torch.equal(model.linear.weight, before.linear.weight)  # without a slope SGD stays where it is
+
+
+def test_the_loss_that_a_regime_is_handed_is_smoothed(digits, tmp_path):
+    seen = []
+
+    class Look(training.Plain):
+        def objective(self, learner, images, labels, progress):
+            found = super().objective(learner, images, labels, progress)
+            seen.append((found, F.cross_entropy(found.logits, labels, label_smoothing=RECIPE.label_smoothing)))
+            return found
+
+    fit(digits, tmp_path, replace(RECIPE, epochs=1), lambda model, val_set: Look())
+    assert seen and all(torch.equal(found.loss, expected) for found, expected in seen)
+
+
+def test_muon_s_rate_makes_another_training_and_learns_as_well(digits, tmp_path):
+    results = {rate: fit(digits, tmp_path, replace(RECIPE, filter_rate=rate)) for rate in (None, 0.1, 0.3)}
+    assert all(result.rows[-1]["val_accuracy"] > 0.85 for _, result in results.values())
+    models = [model for model, _ in results.values()]
+    assert not any(same(one, other) for one, other in pairwise(models))
+
+
+@pytest.mark.parametrize("attack", METHODS)
+def test_bfloat16_is_of_the_training_step_alone(digits, tmp_path, monkeypatch, attack):
+    """Of its attack too, which looks for no more than a sign. Weights, momenta and validation stay float32."""
+    seen = {"step": set(), "attack": set(), "evaluation": set()}
+    judging, forward, optimizers = [], architectures.WhitenedCNN.forward, []
+    new_optimizers = loop.new_optimizers
+    monkeypatch.setattr(loop, "new_optimizers", lambda *given: optimizers.extend(new_optimizers(*given)) or optimizers)
+
+    def watched(self, images):
         logits = forward(self, images)
-        seen["step" if self.training else "evaluation"].add(logits.dtype)
+        seen["step" if self.training else "evaluation" if judging else "attack"].add(logits.dtype)
         return logits
 
-    monkeypatch.setattr(attacks, "input_gradient", watched_gradient)
-    monkeypatch.setattr(architectures.WhitenedCNN, "forward", watched_forward)
-    model, _ = fit(digits, tmp_path, replace(RECIPE, bfloat16=True, epochs=1), against())
-    assert seen == {"attack": {(False, torch.float32)}, "step": {torch.bfloat16}, "evaluation": {torch.float32}}
+    def opponent(model, val_set):
+        regime = against(replace(SETTINGS, attack=attack, ramp=0.0))(model, val_set)
+        objective = regime.objective
+
+        def attacking(learner, images, labels, progress):
+            assert images.dtype == torch.float32
+            judging.clear()
+            found = objective(learner, images, labels, progress)
+            judging.append(True)
+            assert found.logits.dtype == found.loss.dtype == torch.float32
+            return found
+
+        regime.objective = attacking
+        return regime
+
+    monkeypatch.setattr(architectures.WhitenedCNN, "forward", watched)
+    model, result = fit(digits, tmp_path, replace(RECIPE, bfloat16=True, epochs=1), opponent)
+    attacking = set() if attack == "n-fgsm-js" else {torch.bfloat16}  # its attack is a step
+    assert seen == {"step": {torch.bfloat16}, "attack": attacking, "evaluation": {torch.float32}}
     assert {value.dtype for value in model.state_dict().values() if value.is_floating_point()} == {torch.float32}
+    momenta = [value for each in optimizers for state in each.state.values() for value in state.values()]
+    assert {value.dtype for value in momenta if isinstance(value, torch.Tensor)} == {torch.float32}
+    assert result.rows[-1]["val_accuracy"] == evaluation.accuracy(model, parts(digits)[1])
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_learner_answers_in_float32(digits, tmp_path, bfloat16):
+    """In bfloat16's steps where the recipe says so."""
+    seen = []
+
+    class Look(training.Plain):
+        def objective(self, learner, images, labels, progress):
+            found = super().objective(learner, images, labels, progress)
+            seen.append(found.logits.detach())
+            return found
+
+    fit(digits, tmp_path, replace(RECIPE, epochs=1, bfloat16=bfloat16), lambda model, val_set: Look())
+    assert seen and {logits.dtype for logits in seen} == {torch.float32}
+    rounded = [torch.equal(logits, logits.to(torch.bfloat16).float()) for logits in seen]
+    assert all(rounded) if bfloat16 else not any(rounded)

@@ -38,19 +38,34 @@ def cut_after(epoch):
 @pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("opponent", OPPONENTS.values(), ids=OPPONENTS)
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(digits, tmp_path, opponent, bfloat16):
-    """Cut after each epoch in turn: rows, budget, momentum and the best weights all survive."""
+    """Cut after each epoch in turn: rows, budget, Muon's momentum and SGD's, and the best weights all survive."""
     recipe = replace(RECIPE, bfloat16=bfloat16)
+    ends_the_same(digits, tmp_path, recipe, opponent)
+
+
+@pytest.mark.parametrize("changes", [{"filter_rate": None}, {"flip": True}], ids=["without Muon", "mirrored in turn"])
+def test_so_does_one_of_another_recipe(digits, tmp_path, changes):
+    ends_the_same(digits, tmp_path, replace(RECIPE, **changes), None)
+
+
+@pytest.mark.parametrize("attack", ["n-fgsm-js", "pgd", "trades"])
+def test_so_does_one_by_another_method(digits, tmp_path, attack):
+    settings = replace(SETTINGS, attack=attack, steps=2, ramp=0.0)
+    ends_the_same(digits, tmp_path, replace(RECIPE, epochs=2), against(settings))
+
+
+def ends_the_same(digits, tmp_path, recipe, opponent):
     whole, result = fit(digits, tmp_path / "whole", recipe, opponent)
-    assert len(result.rows) == RECIPE.epochs and not list((tmp_path / "whole").iterdir())
+    assert len(result.rows) == recipe.epochs and not list((tmp_path / "whole").iterdir())
 
     folder, logged = tmp_path / "cut", []
-    for epoch in range(1, RECIPE.epochs + 1):
+    for epoch in range(1, recipe.epochs + 1):
         with pytest.raises(KeyboardInterrupt):
             fit(digits, folder, recipe, opponent, log=cut_after(epoch))
         assert len(list(folder.iterdir())) == 1
     resumed, again = fit(digits, folder, recipe, opponent, log=lambda rows: logged.append(len(rows)))
     assert same(whole, resumed) and again == result
-    assert logged == [RECIPE.epochs]  # the table is whole though nothing was left to train
+    assert logged == [recipe.epochs]  # the table is whole though nothing was left to train
     assert not list(folder.iterdir())
 
 

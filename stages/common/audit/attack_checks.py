@@ -9,6 +9,7 @@ from stages.common.audit.finding import Finding, asked_if, needs_budgets, needs_
 from stages.common.audit.margins import multi_targeted
 from stages.common.audit.square import square_attack
 from stages.common.audit.subject import Subject
+from stages.common.models import frozen
 
 SMALL_EPS = 0.5 / 255  # so small that the loss is near enough to linear: the direction alone decides
 UNTOUCHED = 50  # images that every attack is tried on, to see whether it leaves the model as it was
@@ -16,9 +17,13 @@ UNTOUCHED = 50  # images that every attack is tried on, to see whether it leaves
 
 def eps_zero_is_clean(subject: Subject) -> Finding:
     """FGSM and targeted FGSM change no prediction at eps 0; the reproduced study lost half its accuracy there."""
-    untargeted = robustness.fgsm_predictions(subject.model, subject.image_set, [0.0])[0]
-    targeted = robustness.fgsm_predictions(subject.model, subject.image_set, [0.0], target=subject.target)[0]
-    changed = int(((untargeted != subject.predictions) | (targeted != subject.predictions)).sum())
+    changed = 0
+    for x, y in subject.batches():
+        goal = torch.full_like(y, subject.target)
+        unmoved = [attacks.fgsm(subject.model, x, y, 0.0), attacks.fgsm(subject.model, x, goal, 0.0, targeted=True)]
+        with frozen(subject.model), torch.no_grad():
+            clean, *found = (subject.model(images).argmax(1) for images in (x, *unmoved))
+        changed += int(((found[0] != clean) | (found[1] != clean)).sum())
     return Finding(changed == 0, f"{changed} predictions change at eps 0", "the attack alters images by more than eps")
 
 

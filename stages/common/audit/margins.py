@@ -55,9 +55,10 @@ def multi_targeted(
 def _climb(
     model: nn.Module, x: Tensor, y: Tensor, goal: Tensor, eps: float, steps: int, generator: torch.Generator
 ) -> Tensor:
-    def margin(images: Tensor) -> Tensor:
-        logits = model(images)
-        return (logits.gather(1, goal.unsqueeze(1)) - logits.gather(1, y.unsqueeze(1))).squeeze(1)
+    def margin(logits: Tensor, chosen: Tensor) -> Tensor:
+        wrong, right = goal[chosen].unsqueeze(1), y[chosen].unsqueeze(1)
+        return (logits.gather(1, wrong) - logits.gather(1, right)).squeeze(1)
 
     sizes = [2 * eps * (1 - step / steps) ** 2 for step in range(steps)]
-    return attacks.ascend(lambda z: attacks.gradient(margin, z), attacks.Linf(x, eps), sizes, generator=generator)
+    ball = attacks.Linf(x, eps)
+    return attacks.hunt(model, y, margin, ball, sizes, ball.start(generator))

@@ -51,13 +51,10 @@ def smallest_pgd_eps(
 ) -> Tensor:
     """The same under PGD of `steps` steps from a random start, each image at a budget of its own."""
 
-    def gradient(attacked: Tensor) -> Tensor:
-        return attacks.input_gradient(model, attacked, labels)
-
     def broken(eps: Tensor) -> Tensor:
         ball = attacks.Linf(images, eps)
-        attacked = attacks.ascend(gradient, ball, attacks.constant(ball, steps), generator=generator)
-        return model(attacked).argmax(1) != labels
+        sizes, start = attacks.constant(ball, steps), ball.start(generator)
+        return model(attacks.hunt(model, labels, attacks.loss_of(labels), ball, sizes, start)).argmax(1) != labels
 
     with frozen(model), torch.no_grad():
         return _bisect(broken, model(images).argmax(1) != labels)

@@ -198,7 +198,11 @@ def confidence(model: Classifier, name: str, apply: Score, batch: Tensor, sight:
     return apply(*views(model, batch.contiguous(memory_format=torch.channels_last), sight, [view])[view]).cpu()
 
 
-def confidence_gradient(model: Classifier, name: str, apply: Score, batch: Tensor, sight: Sight) -> Tensor:
-    """Gradient (N, C, H, W) of the detector's own confidence to the images, float32."""
+def confidence_gradient(
+    model: Classifier, name: str, apply: Score, batch: Tensor, sight: Sight, *, search: bool = False
+) -> Tensor:
+    """Gradient (N, C, H, W) of the detector's own confidence to the images, float32; a `search` follows
+    `attacks.searching`.
+    """
     view = DETECTORS[name].view
-    return attacks.gradient(lambda x: apply(*views(model, x, sight, [view])[view]), batch)
+    return attacks.gradient(lambda x: apply(*views(model, x, sight, [view])[view]), batch, search=search)

@@ -35,18 +35,19 @@ def attack(
     """Confidences (budgets, N) of one side by the fitted detector `name` under each of ATTACKS, budgets ascending.
 
     An attacker who may change a pixel by eps may also change it by less: at each budget every image keeps the most
-    misleading confidence found so far, the clean one included.
+    misleading confidence found so far, the clean one included, and PGD's `steps` go on from where they ended at the
+    budget before, the first from a random start.
     """
     where = device.of(model)
     generator = torch.Generator(where).manual_seed(seed)
     found = {attack: np.empty((len(budgets), len(image_set))) for attack in ATTACKS}
 
-    def uphill(x: Tensor) -> Tensor:
-        return confidence_gradient(model, name, apply, x, sight).mul_(way)
+    def uphill(x: Tensor, search: bool = True) -> Tensor:
+        return confidence_gradient(model, name, apply, x, sight, search=search).mul_(way)
 
     with frozen(model):
         for part, x in images.batches(image_set.images, device=where, description=f"{name} attacked"):
-            direction = uphill(x).sign_()
+            direction, reached = uphill(x, search=False).sign_(), None
             for row, eps in enumerate(budgets):
                 ball = attacks.Linf(x, eps)
                 moved = {
@@ -55,8 +56,8 @@ def attack(
                     "pgd": x,
                 }
                 if eps > 0:
-                    sizes = attacks.constant(ball, steps)
-                    moved["pgd"] = attacks.ascend(uphill, ball, sizes, generator=generator)
+                    start = ball.start(generator) if reached is None else reached
+                    moved["pgd"] = reached = attacks.ascend(uphill, ball, attacks.constant(ball, steps), start=start)
                 for kind, batch in moved.items():
                     found[kind][row, part] = confidence(model, name, apply, batch, sight).numpy()
     keep = np.minimum if way == DOWN else np.maximum

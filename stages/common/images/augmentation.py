@@ -8,16 +8,27 @@ from torch import Tensor
 
 
 class Augmentation(NamedTuple):
-    """Random mirror images and shifts of up to `translate` pixels over a reflected border, drawn for N images."""
+    """Mirror images and random shifts of up to `translate` pixels over a reflected border, drawn for N images."""
 
     translate: int
     shifts: Tensor | None  # int64 (N,): which of the (2 translate + 1)^2; None for no shift
     mirrored: Tensor | None  # bool (N,); None for no mirror images
 
     @classmethod
-    def draw(cls, count: int, *, flip: bool, translate: int, generator: torch.Generator) -> "Augmentation":
+    def draw(
+        cls, order: Tensor, epoch: int, *, flip: bool, translate: int, seed: int, generator: torch.Generator
+    ) -> "Augmentation":
+        """For the images numbered `order` (N,), each number once, in an epoch counted from 1.
+
+        An image is mirrored in every other epoch (Jordan 2024, alternating flip), half of them in odd ones, as `seed`
+        says: two epochs show both sides of each, where independent draws show half of them one side twice.
+        """
+        count = len(order)
         shifts = torch.randint((2 * translate + 1) ** 2, (count,), generator=generator) if translate else None
-        return cls(translate, shifts, torch.rand(count, generator=generator) < 0.5 if flip else None)
+        if not flip:
+            return cls(translate, shifts, None)
+        odd = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.5
+        return cls(translate, shifts, odd[order] ^ (epoch % 2 == 0))
 
     def apply(self, images: Tensor, part: slice) -> Tensor:
         """What was drawn for the images `part`, uint8 (n, C, H, W), done to them; `images` themselves stay."""

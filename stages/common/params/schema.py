@@ -38,6 +38,7 @@ class Architecture(Section):
     """What every architecture has; the other keys are the options that build it."""
 
     learning_rate: Positive
+    filter_rate: Positive | None
 
 
 class WhitenedCNN(Architecture):
@@ -68,7 +69,6 @@ class Training(Section):
     momentum: ShareBelowOne
     weight_decay: NotNegative
     warmup: OpenShare
-    precision: Literal["auto", "float32", "bfloat16"]
     compile: StrictBool
 
 
@@ -85,9 +85,11 @@ class TrainStandard(Trained):
 
 
 class TrainRobust(Trained):
-    attack: Literal["n-fgsm", "rs-fgsm", "fgsm"]
+    attack: Literal["n-fgsm-js", "n-fgsm", "rs-fgsm", "fgsm", "pgd", "trades"]
     adversarial_fraction: ShareAboveZero
     noise: NotNegative
+    steps: Count
+    consistency: NotNegative
     ramp: Share
     overfitting_gap: OpenShare
     undo_overfitting: StrictBool
@@ -245,6 +247,7 @@ class Keys(Section):
     dataset: Literal["cifar10", "digits", "folder", "torchvision"]
     seed: Annotated[int, integer(0, 2**32 - 1)]
     device: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Literal["auto", "float32", "bfloat16"]
     eps: Eps
     model: Model
     models: Models

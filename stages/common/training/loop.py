@@ -1,4 +1,4 @@
-"""The one training loop. It knows no attack: what happens to a batch, and what an epoch is worth, a `Regime` says.
+"""The one training loop. It knows no attack: what a batch teaches, and what an epoch is worth, a `Regime` says.
 
 An epoch's shuffling, augmentation and noise come from the seed and the epoch's number alone, so an interrupted run,
 started again, takes up after its last whole epoch and ends with the same bytes.
@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +22,7 @@ from stages.common import device, evaluation, images
 from stages.common.errors import UserError
 from stages.common.images import ImageSet
 from stages.common.training import resume
-from stages.common.training.optimizer import new_optimizer, set_rate
+from stages.common.training.optimizer import new_optimizers, set_rate
 from stages.common.training.recipe import Recipe
 
 EARLY_SHARE = 0.5  # of the epochs that see images of `early_size`
@@ -50,14 +51,28 @@ class Verdict(NamedTuple):
     remark: str = ""  # for the epoch's line
 
 
+class Learner(NamedTuple):
+    """What a training hands to its regime: the model's logits, and what they are judged by."""
+
+    forward: Callable[[Tensor], Tensor]  # images -> logits (N, K), float32 whatever precision the recipe computes in
+    loss: Callable[[Tensor, Tensor], Tensor]  # logits, labels -> the batch's mean cross-entropy, smoothed
+
+
+class Objective(NamedTuple):
+    """What a batch came to: the logits (N, K) that count as the model's answer, and the loss that is descended."""
+
+    logits: Tensor
+    loss: Tensor
+
+
 class Regime(Protocol):
-    """What a training does to its batches and to its epochs. `settings` is what its results depend on, by its repr."""
+    """What a training makes of its batches and its epochs. `settings` is what its results depend on, by its repr."""
 
     @property
     def settings(self) -> object: ...
 
-    def perturb(self, images: Tensor, labels: Tensor, progress: Progress) -> Tensor:
-        """The batch to learn from, float (N, C, H, W) in [0, 1], in place of `images`."""
+    def objective(self, learner: Learner, images: Tensor, labels: Tensor, progress: Progress) -> Objective:
+        """What is learnt from a batch, float images (N, C, H, W) in [0, 1]; the model is in train mode."""
         ...
 
     def after_epoch(self, row: Row, progress: Progress) -> Verdict:
@@ -70,8 +85,9 @@ class Plain:
 
     settings = None
 
-    def perturb(self, images: Tensor, labels: Tensor, progress: Progress) -> Tensor:
-        return images
+    def objective(self, learner: Learner, images: Tensor, labels: Tensor, progress: Progress) -> Objective:
+        logits = learner.forward(images)
+        return Objective(logits, learner.loss(logits, labels))
 
     def after_epoch(self, row: Row, progress: Progress) -> Verdict:
         return Verdict({}, keep=True)
@@ -97,29 +113,29 @@ def train(
 ) -> Result:
     """Train `model` in place, where it is, and leave it in eval mode. `log` gets all rows so far after each epoch.
 
-    `regime` (`Plain` if None) changes the batches and says which epochs to keep; an epoch that it undoes takes the
-    momentum with it, which leads back to where the model broke.
+    `regime` (`Plain` if None) says what is learnt from a batch and which epochs to keep; an epoch that it undoes takes
+    the momentum with it, which leads back to where the model broke.
 
     The folder `resume_in` gets a work file, named after all that the result depends on: written after each epoch, read
     by the same run started again, deleted at the end.
     """
     regime = Plain() if regime is None else regime
     work = resume.WorkFile(resume_in, name, resume.fingerprint(model, train_set, val_set, recipe, regime.settings))
-    optimizer = new_optimizer(model, recipe)
-    forward = _compiled(model) if recipe.compile else model
+    optimizers = new_optimizers(model, recipe)
+    learner = _learner(model, recipe)
     state = resume.State(rows=[], best=None, best_epoch=0)
-    if work.load(model, optimizer, state):
+    if work.load(model, optimizers, state):
         print(f"{name}: going on after epoch {len(state.rows)}", flush=True)
         log(state.rows)
     with images.progress(recipe.epochs * len(train_set), name) as bar:
         bar.update(len(state.rows) * len(train_set))
         for epoch in range(len(state.rows) + 1, recipe.epochs + 1):
-            learnt, progress = _epoch(epoch, model, forward, optimizer, train_set, recipe, regime, state.rows, bar)
+            learnt, progress = _epoch(epoch, model, learner, optimizers, train_set, recipe, regime, state.rows, bar)
             row = {
                 "epoch": epoch,
                 **learnt,
                 "val_accuracy": evaluation.accuracy(model, val_set),
-                "learning_rate": set_rate(optimizer, epoch / recipe.epochs, recipe.warmup),
+                "learning_rate": set_rate(optimizers, epoch / recipe.epochs, recipe.warmup),
             }
             verdict = regime.after_epoch(row, progress)
             row |= verdict.figures
@@ -128,10 +144,11 @@ def train(
                 state.best_epoch = epoch
             elif verdict.undo and state.best is not None:
                 model.load_state_dict(state.best)
-                optimizer.state.clear()
+                for optimizer in optimizers:
+                    optimizer.state.clear()
             state.rows.append(row)
             _say(f"{name}: epoch {epoch}/{recipe.epochs}", row, verdict.remark, bar)
-            work.save(model, optimizer, state)
+            work.save(model, optimizers, state)
             log(state.rows)
     if state.best is not None:
         model.load_state_dict(state.best)
@@ -143,8 +160,8 @@ def train(
 def _epoch(
     epoch: int,
     model: nn.Module,
-    forward: Callable[[Tensor], Tensor],
-    optimizer: torch.optim.Optimizer,
+    learner: Learner,
+    optimizers: Sequence[torch.optim.Optimizer],
     train_set: ImageSet,
     recipe: Recipe,
     regime: Regime,
@@ -160,24 +177,26 @@ def _epoch(
     steps = count // batch_size
     generator = torch.Generator().manual_seed(_seed(recipe.seed, epoch))
     order = torch.randperm(count, generator=generator)
-    drawn = images.Augmentation.draw(count, flip=recipe.flip, translate=recipe.translate, generator=generator)
+    drawn = images.Augmentation.draw(
+        order, epoch, flip=recipe.flip, translate=recipe.translate, seed=recipe.seed, generator=generator
+    )
     size = recipe.early_size if epoch <= recipe.epochs * EARLY_SHARE else None
     losses, right = [], []  # tensors: a number asked of each step would make a GPU wait
     model.train()
     for step in range(steps):
         done = ((epoch - 1) * steps + step) / (recipe.epochs * steps)
         progress = Progress(done=done, rows=rows, last_epoch=epoch == recipe.epochs, generator=generator)
-        set_rate(optimizer, done, recipe.warmup)
+        set_rate(optimizers, done, recipe.warmup)
         part = slice(step * batch_size, (step + 1) * batch_size)
         batch = train_set.take(order[part])
         x, y = images.to_float(drawn.apply(batch.images, part), where), batch.labels.to(where)
-        x = regime.perturb(x if size is None else images.resize(x, size), y, progress)
-        with torch.autocast(where.type, torch.bfloat16, enabled=recipe.bfloat16):
-            logits = forward(x).float()
-        loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
+        x = x if size is None else images.resize(x, size)
+        logits, loss = regime.objective(learner, x, y, progress)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         losses.append(loss.detach())
         right.append((logits.detach().argmax(1) == y).sum())
         if not bar.disable:
@@ -188,7 +207,7 @@ def _epoch(
     if not math.isfinite(mean):
         raise UserError(
             f"the loss became {mean} in epoch {epoch}; "
-            f"lower models.*.learning_rate (now {recipe.learning_rate:g} at this batch size)"
+            f"lower models.*.learning_rate (now {recipe.learning_rate:g} at this batch size) or models.*.filter_rate"
         )
     return {"loss": mean, "train_accuracy": int(torch.stack(right).sum()) / (steps * batch_size)}, progress
 
@@ -197,8 +216,19 @@ def _seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
+def _learner(model: nn.Module, recipe: Recipe) -> Learner:
+    """The model in the recipe's precision, compiled where it says so; validation uses the plain one, in float32."""
+    kind, plain = device.of(model).type, _compiled(model) if recipe.compile else model
+
+    def forward(images: Tensor) -> Tensor:
+        with torch.autocast(kind, torch.bfloat16, enabled=recipe.bfloat16):
+            return plain(images).float()
+
+    return Learner(forward, partial(F.cross_entropy, label_smoothing=recipe.label_smoothing))
+
+
 def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The model as torch.compile makes it, for the training step; attacks and validation use the plain one."""
+    """The model as torch.compile makes it."""
     if device.of(model).type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise UserError("params.yaml: training.compile = true needs a C++ compiler on a CPU; install g++, or set false")
     compiled: Callable[[Tensor], Tensor] = torch.compile(model)

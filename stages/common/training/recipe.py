@@ -18,11 +18,14 @@ WINDOW = 32  # ...and the pixels a side that are looked at of each, whatever the
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What every training needs. Rates are for the mean loss of a batch; `early_size` is in pixels or None."""
+    """What every training needs. Rates are for the mean loss of a batch; `filter_rate` is Muon's, None for SGD on the
+    filters too; `early_size` is in pixels or None.
+    """
 
     epochs: int
     batch_size: int
     learning_rate: float
+    filter_rate: float | None
     momentum: float
     weight_decay: float
     warmup: float
@@ -36,14 +39,16 @@ class Recipe:
 
     @classmethod
     def from_params(cls, params: Params, which: str, where: torch.device) -> "Recipe":
-        """The recipe that params.yaml asks for of the `standard` or the `robust` training; the learning rate scales
-        with the batch size (Goyal 2017).
+        """The recipe that params.yaml asks for of the `standard` or the `robust` training. SGD's rate scales with the
+        batch size (Goyal 2017), Muon's, whose steps are as long however loud the gradient, with its root.
         """
-        data, training = params.data.training, params.training
+        data, training, section = params.data.training, params.training, params.model_of(which).section
+        share = data.batch_size / 1024
         return cls(
             epochs=getattr(params.data, f"train_{which}").epochs,
             batch_size=data.batch_size,
-            learning_rate=params.model_of(which).section.learning_rate * data.batch_size / 1024,
+            learning_rate=section.learning_rate * share,
+            filter_rate=None if section.filter_rate is None else section.filter_rate * share**0.5,
             momentum=training.momentum,
             weight_decay=training.weight_decay,
             warmup=training.warmup,
@@ -51,7 +56,7 @@ class Recipe:
             flip=data.flip,
             translate=data.translate,
             early_size=data.early_size,
-            bfloat16=device.bfloat16(training.precision, where),
+            bfloat16=device.bfloat16(params.precision, where),
             compile=training.compile,
             seed=params.seed,
         )
@@ -65,7 +70,7 @@ def new_model(params: Params, which: str, train_set: ImageSet) -> Classifier:
     weights_file = workspace.file(adopted) if adopted not in (None, OWN) else None
     channels, size = train_set.images.shape[1], train_set.images.shape[-1]
     if chosen.factory is None:
-        options = chosen.section.model_dump(exclude={"learning_rate"})
+        options = chosen.section.model_dump(exclude={"learning_rate", "filter_rate"})
     else:
         normalize = params.models.custom.normalize
         moments = None if normalize == FROM_DATA else normalization.parse(normalize)

@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,11 +35,12 @@ class WorkFile:
         self.path, self.run = folder / f"{name}-{run[:16]}.pt", run
         _tidy(folder, name)
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
-        content = {"run": self.run, "model": model.state_dict(), "optimizer": optimizer.state_dict(), **vars(state)}
+    def save(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: State) -> None:
+        momenta = [optimizer.state_dict() for optimizer in optimizers]
+        content = {"run": self.run, "model": model.state_dict(), "optimizers": momenta, **vars(state)}
         artifacts.write_checkpoint(self.path, content)
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> bool:
+    def load(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: State) -> bool:
         """Take up an interrupted run of this very kind; the file of any other run, or a damaged one, is left aside."""
         if not self.path.is_file():
             return False
@@ -49,7 +51,8 @@ class WorkFile:
         if content.get("run") != self.run:
             return False
         model.load_state_dict(content["model"])
-        optimizer.load_state_dict(content["optimizer"])
+        for optimizer, momenta in zip(optimizers, content["optimizers"], strict=True):
+            optimizer.load_state_dict(momenta)
         for key in vars(state):
             setattr(state, key, content[key])
         return True

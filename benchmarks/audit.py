@@ -1,0 +1,133 @@
+"""The audit's attacks on the robust model: ours against the same ones of torchattacks.
+
+FGSM and PGD at each budget of the sweep, PGD from more starts at eps, and Square, on the same images. A user of the
+library attacks whole batches; the audit leaves alone what is broken already, and looks for its way in bfloat16 where
+the processor has it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from benchmarks import common
+from stages.common import attacks, device, evaluation, images, params
+from stages.common.audit.subject import Subject
+from stages.common.errors import run
+
+IMAGES = 200
+Left = Mapping[str, float]  # accuracy under each attack
+
+
+def new_subject(quick: bool) -> Subject:
+    """The robust model with a fair sample of the test images."""
+    knobs = params.load()
+    if quick:
+        subject = Subject.from_params(
+            knobs, model=common.small_net(), other=None, defended=True, image_set=common.digits(20)
+        )
+        return replace(subject, pgd_steps=2, square_queries=5)
+    test = images.read("test")
+    model = evaluation.load_both(test, torch.device("cpu"))["robust"]
+    return Subject.from_params(knobs, model=model, other=None, defended=True, image_set=common.take(test, IMAGES))
+
+
+def measure(quick: bool) -> dict[str, float]:
+    """Seconds of both sides, their ratio, and the accuracy that PGD from every start leaves at eps."""
+    device.keep_freed_memory()
+    knobs, subject = params.load(), new_subject(quick)
+    left: dict[str, Left] = {}
+
+    def ours() -> None:
+        with attacks.searching(bfloat16=device.bfloat16(knobs.precision, torch.device("cpu"))):
+            left["ours"] = by_the_audit(replace(subject))  # a new one: what a subject has found, it keeps
+
+    def peer() -> None:
+        left["peer"] = by_torchattacks(subject)
+
+    seconds = common.alternate({"ours": ours, "peer": peer}, 1)
+    found = {f"{side}_pgd": left[side]["restarted"] for side in left}
+    return found | {
+        "ours_s": seconds["ours"],
+        "peer_s": seconds["peer"],
+        "ratio": seconds["peer"] / seconds["ours"],
+        "images": len(subject.image_set),
+    }
+
+
+def precisions(quick: bool) -> dict[str, float]:
+    """What the strongest attack at eps leaves when it looks for its way in float32 and in bfloat16, the share of images
+    on which the two differ, and how many times faster the latter is.
+    """
+    subject = new_subject(quick)
+    left: dict[bool, Tensor] = {}
+
+    def attack(bfloat16: bool) -> Callable[[], None]:
+        def run_it() -> None:
+            with attacks.searching(bfloat16=bfloat16):
+                left[bfloat16] = replace(subject).strongest
+
+        return run_it
+
+    seconds = common.alternate({"float32": attack(False), "bfloat16": attack(True)}, 1)
+    return {
+        "float32": float(left[False].double().mean()),
+        "bfloat16": float(left[True].double().mean()),
+        "differ": float((left[False] != left[True]).double().mean()),
+        "ratio": seconds["float32"] / seconds["bfloat16"],
+    }
+
+
+def by_the_audit(subject: Subject) -> Left:
+    return {
+        **{f"fgsm {eps}": value for eps, value in subject.fgsm.items()},
+        **{f"pgd {eps}": value for eps, value in subject.pgd.items()},
+        "restarted": float(subject.pgd_restarted.double().mean()),
+        "square": float(subject.square.double().mean()),
+    }
+
+
+def by_torchattacks(subject: Subject) -> Left:
+    """The same attacks, with the parameters of the subject."""
+    from torchattacks import FGSM, PGD, Square
+
+    x, y = images.to_float(subject.image_set.images), subject.image_set.labels
+    model, steps, eps = subject.model, subject.pgd_steps, subject.eps
+
+    def right(attacked: Tensor, labels: Tensor) -> Tensor:
+        return attacks.withstood(model, attacked, labels)
+
+    def pgd(budget: float) -> Callable[[Tensor, Tensor], Tensor]:
+        found: Callable[[Tensor, Tensor], Tensor] = PGD(model, eps=budget, alpha=2.5 * budget / steps, steps=steps)
+        return found
+
+    left = {}
+    for budget in subject.budgets:
+        left[f"fgsm {budget}"] = float(right(FGSM(model, eps=budget)(x, y), y).double().mean())
+        left[f"pgd {budget}"] = float(right(pgd(budget)(x, y), y).double().mean())
+    starts = [right(pgd(eps)(x, y), y) for _ in range(subject.restarts)]
+    left["restarted"] = float(torch.stack(starts).all(0).double().mean())
+    some = subject.square_sample
+    square = Square(model, eps=eps, n_queries=subject.square_queries)(x[some], y[some])
+    left["square"] = float(right(square, y[some]).double().mean())
+    return left
+
+
+def main() -> None:
+    quick = common.asked_quick(__doc__)
+    print(common.machine())
+    found = measure(quick)
+    print(
+        f"{found['images']} images: {found['ours_s']:.1f} s against torchattacks' {found['peer_s']:.1f}, "
+        f"{found['ratio']:.2f} times; PGD leaves {found['ours_pgd']:.3f} and {found['peer_pgd']:.3f}"
+    )
+    found = precisions(quick)
+    print(
+        f"the strongest attack leaves {found['float32']:.3f} in float32, {found['bfloat16']:.3f} in bfloat16, "
+        f"{found['differ']:.1%} of the images differ, {found['ratio']:.2f} times faster"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
