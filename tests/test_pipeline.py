@@ -214,7 +214,7 @@ EDITS = {  # what is edited: where, a text there, what takes its place -> the st
     "another bound of a knob": ([(f"{COMMON}/params/schema.py", "guides: Count", "guides: Positive")], set()),
     "a refusal": ([(f"{COMMON}/params/faults.py", "two classes at least", "at least two classes")], set()),
     "PGD": ([(f"{COMMON}/attacks.py", "2.5 * ball.reach", "2.6 * ball.reach")], {"train_robust", *ATTACKED}),
-    "a training attack": ([(f"{COMMON}/adversary.py", "1.25 * duel.eps", "1.3 * eps")], {"train_robust"}),
+    "a training attack": ([(f"{COMMON}/adversary.py", "1.25 * duel.eps", "1.3 * duel.eps")], {"train_robust"}),
     "a score": ([(f"{COMMON}/detection/scores.py", "amax(1)", "amax(1).abs()")], {"ood_eval", "ood_attack"}),
     "evasion": ([(f"{COMMON}/detection/evasion.py", "DOWN, UP = -1, 1", "DOWN, UP = -2, 2")], {"ood_attack"}),
     "a check": ([(f"{COMMON}/audit/attack_checks.py", "share > 0.95", "share > 0.96")], {"audit"}),
