@@ -1,6 +1,6 @@
 """Ways to train the robust model, compared at about equal time: short runs, several seeds each.
 
-    python -m benchmarks.variants                              # every variant, three seeds: two hours
+    python -m benchmarks.variants                              # every variant, three seeds: three hours
     python -m benchmarks.variants --only default "plain FGSM"  # some of them
     python -m benchmarks.variants --eps 8/255 --images 10000 --epochs 6 --seeds 3
 

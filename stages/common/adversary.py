@@ -19,7 +19,7 @@ from stages.common.attacks import Uphill
 from stages.common.errors import UserError
 from stages.common.images import ImageSet
 from stages.common.params import Params
-from stages.common.training import Learner, Objective, Progress, Row, Verdict
+from stages.common.training import Learner, Objective, Plain, Progress, Row, Verdict
 
 BACK_OFF = 0.75  # of the budget that broke the model is what training goes on with
 TRADES_WEIGHT = 6.0  # 1 / lambda of Zhang 2019, its choice for CIFAR-10
@@ -41,6 +41,10 @@ class Duel(NamedTuple):
     consistency: float
     share: float
     generator: torch.Generator
+
+    def count_of(self, images: Tensor) -> int:
+        """How many of a batch are attacked, the first ones."""
+        return round(self.share * len(images))
 
     def uphill(self, value: Callable[[Tensor], Tensor]) -> Uphill:
         """The gradient to the images of `value`, logits (N, K) -> (N,), in the precision that training computes in:
@@ -97,7 +101,7 @@ class Method(NamedTuple):
 
 def learn_attacked(method: Method, duel: Duel, images: Tensor, labels: Tensor) -> Objective:
     """The classes of attacked images (Madry 2018) and of the clean rest; the attack raises the cross-entropy."""
-    count = round(duel.share * len(images))
+    count = duel.count_of(images)
     with models.frozen(duel.model):
         climbed = duel.uphill(lambda logits: F.cross_entropy(logits, labels[:count], reduction="none"))
         attacked = method.attack(duel, climbed, images[:count])
@@ -109,7 +113,7 @@ def learn_trades(method: Method, duel: Duel, images: Tensor, labels: Tensor) -> 
     """The classes of clean images, and to answer alike on attacked ones: TRADES (Zhang 2019), cross-entropy plus
     TRADES_WEIGHT times the divergence of the answers, which is what the attack raises.
     """
-    count = round(duel.share * len(images))
+    count = duel.count_of(images)
     with models.frozen(duel.model):
         with torch.no_grad():
             clean = duel.learner.forward(images[:count]).log_softmax(1)
@@ -126,7 +130,7 @@ def learn_consistently(method: Method, duel: Duel, images: Tensor, labels: Tenso
 
     The pass that gives the attack its gradient is learnt from as well, in train mode.
     """
-    count = round(duel.share * len(images))
+    count = duel.count_of(images)
     answers: list[Tensor] = []
 
     def uphill(start: Tensor) -> Tensor:
@@ -229,20 +233,19 @@ class Adversary:
         """What the method makes of the batch, whose first `fraction` is attacked (the order is random already); clean
         images alone while the budget is 0.
         """
-        settings, budget = self.settings, self.budget(progress)
-        if round(settings.fraction * len(images)) == 0 or budget == 0:
-            logits = learner.forward(images)
-            return Objective(logits, learner.loss(logits, labels))
+        settings = self.settings
         duel = Duel(
             model=self.model,
             learner=learner,
-            eps=budget,
+            eps=self.budget(progress),
             noise=settings.noise,
             steps=settings.steps,
-            consistency=settings.consistency * progress.done,  # grows in a line, as LIET's
+            consistency=settings.consistency * progress.done,  # grows in a line
             share=settings.fraction,
             generator=progress.generator,
         )
+        if duel.eps == 0 or duel.count_of(images) == 0:
+            return Plain().objective(learner, images, labels, progress)
         method = METHODS[settings.attack]
         return method.learn(method, duel, images, labels)
 

@@ -192,6 +192,22 @@ def ascend(uphill: Uphill, ball: Linf, sizes: Iterable[float | Tensor], *, start
     return attacked
 
 
+def pgd_until_broken(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    eps: float | Tensor,
+    *,
+    steps: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """`pgd`, but that an image is left where it is first misclassified, see `hunt`; `eps` may be one for each image."""
+    ball = Linf(images, eps)
+    sizes, start = constant(ball, steps), ball.start(generator)
+    with frozen(model):
+        return hunt(model, labels, loss_of(labels), ball, sizes, start)
+
+
 def loss_of(labels: Tensor) -> Value:
     """The cross-entropy of images whose classes are `labels` (N,)."""
     return lambda logits, chosen: F.cross_entropy(logits, labels[chosen], reduction="none")

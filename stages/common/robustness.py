@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stages.common import attacks, device, evaluation, images, models
+from stages.common import attacks, device, evaluation, images
 from stages.common.images import ImageSet
 
 
@@ -40,10 +40,7 @@ def pgd_correct(
     generator = torch.Generator(where).manual_seed(seed)
     correct = torch.empty(len(image_set), dtype=torch.bool)
     for part, x, y in images.batches(image_set.images, image_set.labels, device=where, description=description):
-        ball = attacks.Linf(x, eps)
-        sizes, start = attacks.constant(ball, steps), ball.start(generator)
-        with models.frozen(model):
-            attacked = attacks.hunt(model, y, attacks.loss_of(y), ball, sizes, start)
+        attacked = attacks.pgd_until_broken(model, x, y, eps, steps=steps, generator=generator)
         correct[part] = attacks.withstood(model, attacked, y)
     return correct
 

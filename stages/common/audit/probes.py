@@ -52,9 +52,8 @@ def smallest_pgd_eps(
     """The same under PGD of `steps` steps from a random start, each image at a budget of its own."""
 
     def broken(eps: Tensor) -> Tensor:
-        ball = attacks.Linf(images, eps)
-        sizes, start = attacks.constant(ball, steps), ball.start(generator)
-        return model(attacks.hunt(model, labels, attacks.loss_of(labels), ball, sizes, start)).argmax(1) != labels
+        attacked = attacks.pgd_until_broken(model, images, labels, eps, steps=steps, generator=generator)
+        return model(attacked).argmax(1) != labels
 
     with frozen(model), torch.no_grad():
         return _bisect(broken, model(images).argmax(1) != labels)

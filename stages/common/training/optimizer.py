@@ -22,8 +22,8 @@ class Muon(torch.optim.Optimizer):
     beside it (airbench94_muon). torch.optim.Muon takes matrices alone, and scales nothing.
     """
 
-    def __init__(self, filters: Iterable[Tensor], lr: float, momentum: float = FILTER_MOMENTUM):
-        super().__init__(filters, {"lr": lr, "peak": lr, "momentum": momentum})
+    def __init__(self, filters: Iterable[Tensor], lr: float):
+        super().__init__(filters, {"lr": lr, "peak": lr})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -35,8 +35,8 @@ class Muon(torch.optim.Optimizer):
                     continue
                 state = self.state[filters]
                 momentum = state["momentum"] if state else state.setdefault("momentum", torch.zeros_like(gradient))
-                momentum.mul_(group["momentum"]).add_(gradient)
-                ahead = gradient.add(momentum, alpha=group["momentum"])  # Nesterov
+                momentum.mul_(FILTER_MOMENTUM).add_(gradient)
+                ahead = gradient.add(momentum, alpha=FILTER_MOMENTUM)  # Nesterov
                 filters.mul_(len(filters) ** 0.5 / filters.norm().clamp_min(1e-12))
                 filters.sub_(orthogonalized(ahead.flatten(1)).view_as(filters), alpha=group["lr"])
 
