@@ -5,10 +5,10 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup check demo examine test repro lint deps templates figures report seeds experiments queue bench autoattack lock clean
+.PHONY: help setup check demo examine test repro lint deps templates figures report images-table seeds experiments queue bench autoattack lock clean
 
 help:            ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
 setup: .venv/.installed   ## a virtual environment with the pinned packages
 
@@ -67,6 +67,9 @@ experiments: setup   ## the experiments of this commit: what was turned, and the
 
 queue: setup     ## run the queued experiments J at a time, the cores divided among them (make queue J=2)
 	OMP_NUM_THREADS=$$(python -c 'import os; print(max(1, os.cpu_count() // $(J)))') dvc queue start -j $(J)
+
+images-table: setup   ## pictures of the test images that the models fail on, from data/images.csv: build/images
+	@python -m scripts.images_table
 
 bench: setup     ## speed beside peers in the same run, on the prepared CIFAR-10: eight minutes on a quiet machine
 	python -m benchmarks

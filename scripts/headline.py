@@ -25,7 +25,7 @@ Figures = dict[str, Any]  # a recipe's: `curves`, `at_eps` and `failed`
 
 KEPT, PICTURE = Path("docs/headline.json"), Path("docs/headline.png")
 STUDY = "the study's recipe: clean and plain FGSM images, half and half"
-OURS = "ours: N-FGSM with consistency, ramped and watched"
+OURS = "ours: N-FGSM, ramped and watched"
 
 
 def figures_of(revision: str | None) -> Figures:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dvc.api
-from dvc.exceptions import DvcException
+from dvc.exceptions import DvcException, FileMissingError, PathMissingError
 
 Figures = Mapping[str, Any]  # what a metrics file says, of everything or of one model
 
@@ -25,6 +25,10 @@ ROWS = {
     "under FGSM at 8/255": ("fgsm", "at_8_255.fgsm"),
     "under PGD at 8/255": ("fgsm", "at_8_255.pgd"),
     "under the audit's strongest attack at 8/255": ("audit", "at_8_255.strongest"),
+    "under AutoAttack at eps": ("autoattack", "eps.all"),
+    "under AutoAttack at 8/255": ("autoattack", "at_8_255.all"),
+    "under APGD in L2 at eps_l2": ("autoattack", "l2.all"),
+    "on corrupted images": ("corruptions", "mean"),
     "taken for the target class, clean": ("targeted", "clean_target_rate"),
     "taken for it under targeted FGSM at eps": ("targeted", "target_rate"),
     "OOD AUROC, max logit": ("ood", "max_logit.auroc"),
@@ -33,6 +37,8 @@ ROWS = {
     "OOD images accepted at 95 % ID, max logit": ("ood", "max_logit.fpr95"),
     "audit: checks passed / failed": ("audit", "verdict"),
 }
+
+LATER = ("autoattack", "corruptions")  # metrics that a commit of before these stages lacks
 
 
 def table(metrics: Mapping[str, Figures]) -> str:
@@ -86,9 +92,21 @@ def read(revision: str | None) -> dict[str, Figures]:
     try:
         if revision is None:
             return {name: json.loads(Path(path).read_text()) for name, path in paths.items()}
-        return {name: json.loads(dvc.api.read(path, rev=revision)) for name, path in paths.items()}
+        found = {name: _read_at(revision, name, path) for name, path in paths.items()}
     except (OSError, DvcException) as error:
         sys.exit(f"error: no metrics at {revision or 'the working tree'} ({error}); run `dvc repro` or `dvc exp list`")
+    return {name: figures or {key: {} for key in found["fgsm"]} for name, figures in found.items()}
+
+
+def _read_at(revision: str, name: str, path: str) -> Figures:
+    """The content of a metrics file; none where it is one of LATER that this revision lacks."""
+    try:
+        found: Figures = json.loads(dvc.api.read(path, rev=revision))
+    except (FileMissingError, PathMissingError):
+        if name not in LATER:
+            raise
+        return {}
+    return found
 
 
 def main() -> None:

@@ -135,13 +135,20 @@ def curves(title: str, hue: Spec, side: int, x: Spec, y: Spec, area: str, align:
     return template(title, width=side, height=side, layer=[curve, *under, names])
 
 
-def cells(title: str, x: Spec, y: Spec, hue: Spec, text: Spec, step: int, also: Specs, **by: Spec) -> Spec:
+def cells(
+    title: str, x: Spec, y: Spec, hue: Spec, text: Spec, step: int, also: Specs, rows: Specs = (), **by: Spec
+) -> Spec:
     """A table of coloured cells with text in them, once for each panel."""
     encoding = encoded(hue, *also, y=y | {"title": None, "sort": None}, x=x | {"title": None})
     cell = {"mark": {"type": "rect", "stroke": "white", "strokeWidth": 2}, "encoding": {"color": hue}}
     layer = [cell, {"mark": {"type": "text", "fontSize": 11}, "encoding": text}]
     size = {"width": {"step": step}, "height": {"step": 18}}
-    return template(title, facet=by, spec={**size, "encoding": encoding, "layer": layer})
+    return template(title, transform=rows, facet=by, spec={**size, "encoding": encoding, "layer": layer})
+
+
+def white_on_dark(field: str, above: float) -> Spec:
+    """The colour of text on viridis, whose cells are light `above` a value."""
+    return {"condition": {"test": f"datum.{field} > {above}", "value": "black"}, "value": "white"}
 
 
 def histograms(title: str) -> Spec:
@@ -157,12 +164,12 @@ def histograms(title: str) -> Spec:
     return template(title, facet=panel("score"), columns=4, resolve=resolve, spec=spec)
 
 
-def dots(title: str, x: Spec, y: Spec, hue: Spec, rows: Specs, also: Specs) -> Spec:
+def dots(title: str, x: Spec, y: Spec, hue: Spec, rows: Specs, also: Specs, **by: Spec) -> Spec:
     """A row of dots for each word of y; a dot's shape tells the revision."""
     y = y | {"title": None, "axis": {"grid": True}}
-    encoding = encoded(*also, y=y, color=hue, shape=word("rev", "revision"), x=x)
+    encoding = encoded(*also, y=y, color=hue, shape=word("rev", "revision"), x=x, **by)
     mark = {"type": "point", "filled": True, "size": 70}
-    return template(title, width=340, height={"step": 22}, transform=rows, mark=mark, encoding=encoding)
+    return template(title, width=200 if by else 340, height={"step": 22}, transform=rows, mark=mark, encoding=encoding)
 
 
 EPOCHS: Spec = {"x": number("epoch", scale=EXTENT, axis={"tickMinStep": 1}), "also": [number("loss")]}
@@ -174,7 +181,6 @@ AUDITED = coloured(
     "attack", {"noise": GREY, "transfer": GREEN, "FGSM": SKY, "FGSM, worst case": BLUE, "PGD": VERMILION}
 )
 VERDICTS = {"pass": "#CDE9DF", "warn": "#F5DDA6", "FAIL": "#E8A27C", "n/a": GREY}  # green, orange, vermilion; but light
-WHITE_ON_DARK = {"condition": {"test": "datum.auroc > 0.8", "value": "black"}, "value": "white"}
 CHANCE: Spec = {
     "data": {"values": [{"a": 0, "b": 0}, {"a": 1, "b": 1}]},
     "mark": {"type": "line", "color": GREY, "strokeDash": [2, 3]},
@@ -185,6 +191,8 @@ RECALL = share("recall", "ID images accepted (recall)")
 PRECISION = share("precision", "ID among the accepted (precision)")
 roc = partial(curves, x=FPR, y=TPR, area="AUROC", align="right", under=[CHANCE])
 precision_recall = partial(curves, x=RECALL, y=PRECISION, area="average precision", align="left", under=[])
+
+ANSWERED = ("clean", "pgd", "strongest")  # under what the breakdown looks at answers
 
 TEMPLATES: dict[str, Spec] = {
     "training_standard": of_columns("Training of the standard model", TRAINED, "accuracy", IMAGES, **EPOCHS),
@@ -206,7 +214,7 @@ TEMPLATES: dict[str, Spec] = {
         word("set", "OOD set", sort=["ood"], axis={"labelAngle": 0}),
         word("score"),
         number("auroc", "AUROC", scale={"scheme": "viridis", "domain": [0.5, 1], "clamp": True}),
-        {"text": {"field": "auroc", "format": ".3f"}, "color": WHITE_ON_DARK},
+        {"text": {"field": "auroc", "format": ".3f"}, "color": white_on_dark("auroc", 0.8)},
         58,
         [MODEL, *INTERVAL, number("fpr95", "FPR95")],
         column=panel("model", *MODELS),
@@ -242,6 +250,49 @@ TEMPLATES: dict[str, Spec] = {
         row=panel("model", *MODELS),
         column=panel("side", "ID down", "OOD up", "both"),
     ),
+    "classes": dots(
+        "Accuracy class by class",
+        number("accuracy", scale={"domain": [0, 1]}),
+        word("class"),
+        MODEL,
+        [],
+        [number("low", "at least"), number("high", "at most"), number("images")],
+        column=panel("attack", *ANSWERED),
+    ),
+    "reliability": lines(
+        "Is a model right as often as it says?",
+        share("accuracy"),
+        MODEL,
+        x=share("confidence"),
+        also=[number("count", "images")],
+        column=panel("attack", *ANSWERED),
+    ),
+    "autoattack": cells(
+        "AutoAttack: accuracy that each part leaves",
+        word("part", sort=["clean", "apgd_ce", "apgd_t", "fab_t", "square"], axis={"labelAngle": 0}),
+        word("budget"),
+        number("accuracy", scale={"scheme": "viridis", "domain": [0, 1]}),
+        {"text": {"field": "accuracy", "format": ".3f"}, "color": white_on_dark("accuracy", 0.6)},
+        64,
+        [MODEL, number("eps")],
+        column=panel("model", *MODELS),
+        row=panel("rev"),
+    ),
+    "corruptions": lines(
+        "Accuracy under common corruptions",
+        share("accuracy"),
+        MODEL,
+        x=number("severity", scale=EXTENT, axis={"tickMinStep": 1}),
+        also=(number("low", "at least"), number("high", "at most")),
+        facet=panel("kind", columns=3),
+    ),
+    "certified": lines(
+        "The robust model under noise: accuracy certified, and left by an attack",
+        share("accuracy"),
+        coloured("curve", {"attacked": VERMILION, "certified": BLUE}),
+        x=number("radius", "L2 radius (pixels in [0, 1])", scale=EXTENT),
+        also=(number("low", "at least"), number("high", "at most")),
+    ),
     "audit_verdicts": cells(
         "Audit: which figures may be believed",
         word("model", sort=MODELS, axis={"labelAngle": 0, "orient": "top"}),
@@ -268,6 +319,19 @@ TEMPLATES: dict[str, Spec] = {
         [word("seeds")],
     ),
 }
+for _name, _attack in {"confusion": "strongest", "confusion_clean": "clean"}.items():
+    TEMPLATES[_name] = cells(
+        f"What is taken for what, {_attack}: share of each class",
+        word("taken_for", "taken for", sort=None, axis={"labelAngle": -40}),
+        word("class"),
+        number("share", scale={"scheme": "viridis", "domain": [0, 1]}),
+        {"text": {"field": "share", "format": ".2f"}, "color": white_on_dark("share", 0.6)},
+        30,
+        [],
+        [{"filter": f"datum.attack == '{_attack}'"}],
+        column=panel("model", *MODELS),
+        row=panel("rev"),
+    )
 for _model in MODELS:
     TEMPLATES |= {
         f"roc_{_model}": roc(f"ROC of every score, {_model} model", SCORE, 420),

@@ -5,11 +5,14 @@ Out: metrics/fgsm.json, plots/fgsm_sweep.csv, plots/images/fgsm_{standard,robust
 
 FGSM runs on all test images, one gradient for all budgets. `_worst` counts an image as lost once any budget up to eps
 has fooled the model, `_pgd` is the same under PGD on `pgd_images` images: images already lost are not attacked again.
+Every accuracy in metrics/ has its interval, and the two models are compared on the same images (McNemar's test).
 """
 
 from torch import Tensor
 
-from stages.common import artifacts, attacks, device, errors, evaluation, figures, images, params, robustness
+from stages.common import accuracy, artifacts, attacks, device, errors, evaluation, figures, images, params, robustness
+
+COLUMNS = {"fgsm": "", "fgsm_worst": "_worst", "pgd": "_pgd"}  # in the table, behind the model's name
 
 
 def main() -> None:
@@ -22,31 +25,38 @@ def main() -> None:
 
     table: dict[str, object] = {"eps": knobs.fgsm_sweep.epsilons}
     metrics: dict[str, object] = {}
+    correct: dict[str, dict[str, Tensor]] = {}  # bool (budgets, N) [model][attack]
     for name, model in both.items():
         fgsm = robustness.fgsm_predictions(model, test, swept) == test.labels
         with attacks.searching(bfloat16=device.bfloat16(knobs.precision, where)):
             pgd = robustness.pgd_survivors(model, subset, swept, steps=knobs.fgsm_sweep.pgd_steps, seed=knobs.seed)
-        accuracies = {"": fgsm, "_worst": attacks.worst_case(fgsm), "_pgd": pgd}
-        curves = {suffix: correct.double().mean(1) for suffix, correct in accuracies.items()}
-        table |= {name + suffix: curve[listed].numpy() for suffix, curve in curves.items()}
+        correct[name] = {"fgsm": fgsm, "fgsm_worst": attacks.worst_case(fgsm), "pgd": pgd}
+        table |= {
+            name + COLUMNS[attack]: rows[listed].double().mean(1).numpy() for attack, rows in correct[name].items()
+        }
 
-        def at(eps: float, curves: dict[str, Tensor] = curves) -> dict[str, float]:
-            row = swept.index(eps)
-            return {
-                "fgsm": float(curves[""][row]),
-                "fgsm_worst": float(curves["_worst"][row]),
-                "pgd": float(curves["_pgd"][row]),
-            }
+        def at(eps: float, name: str = name) -> dict[str, float]:
+            found: dict[str, float] = {}
+            for attack, rows in correct[name].items():
+                found |= accuracy.figures(attack, rows[swept.index(eps)].numpy(), knobs.confidence)
+            return found
 
-        metrics[name] = {"clean": float(curves[""][0]), **at(knobs.eps), "at_8_255": at(attacks.EIGHT)}
-        print(
-            f"{name}: clean {curves[''][0]:.4f}  at eps {knobs.eps:.4g}: "
-            + "  ".join(f"{attack} {value:.4f}" for attack, value in at(knobs.eps).items()),
-            flush=True,
-        )
+        clean = accuracy.figures("clean", fgsm[0].numpy(), knobs.confidence)
+        metrics[name] = {**clean, **at(knobs.eps), "at_8_255": at(attacks.EIGHT)}
+        said = "  ".join(f"{attack} {at(knobs.eps)[attack]:.4f}" for attack in COLUMNS)
+        print(f"{name}: clean {clean['clean']:.4f}  at eps {knobs.eps:.4g}: {said}", flush=True)
         figure = figures.attack_grid(model, test, knobs.fgsm_sweep.picture_epsilons, name=name)
         artifacts.write_figure(artifacts.IMAGES / f"fgsm_{name}.png", figure)
 
+    pairs = {"clean": ("fgsm", 0.0), **{attack: (attack, knobs.eps) for attack in COLUMNS}}
+    metrics["robust_minus_standard"] = {
+        key: accuracy.mcnemar(
+            correct["robust"][attack][swept.index(eps)].numpy(),
+            correct["standard"][attack][swept.index(eps)].numpy(),
+            knobs.confidence,
+        )
+        for key, (attack, eps) in pairs.items()
+    }
     artifacts.write_table(artifacts.PLOTS / "fgsm_sweep.csv", table)
     artifacts.write_metrics(artifacts.METRICS / "fgsm.json", metrics)
 

@@ -34,19 +34,18 @@ def main() -> None:
     found: dict[str, dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]] = {}  # as evasion.Found
     for model_name, model in both.items():
         fitted = detectors.fit_on(model, train, sight, options, names=names, description=f"{model_name}: train")
-        found[model_name] = {}
-        for name, apply in fitted.items():
-            with attacks.searching(bfloat16=device.bfloat16(knobs.precision, where)):
-                found[model_name][name] = evasion.both_sides(
-                    model, name, apply, inside, outside, budgets, sight=sight, steps=chosen.pgd_steps, seed=knobs.seed
-                )
-            area = evasion.aurocs(found[model_name][name], at)
+        with attacks.searching(bfloat16=device.bfloat16(knobs.precision, where)):
+            found[model_name] = evasion.both_sides(
+                model, fitted, inside, outside, budgets, sight=sight, steps=chosen.pgd_steps, seed=knobs.seed
+            )
+        for name, pairs in found[model_name].items():
+            area = evasion.aurocs(pairs, at)
             print(
                 f"{model_name}: {name:22} AUROC {area['clean']:.3f}, under PGD at {knobs.eps:.4g} {area['pgd']:.3f}",
                 flush=True,
             )
 
-    level = knobs.ood_eval.confidence
+    level = knobs.confidence
     artifacts.write_table(artifacts.PLOTS / "ood_attack.csv", list(evasion.rows(found, budgets, level)))
     metrics = {
         model: {name: evasion.aurocs(pairs, at) for name, pairs in by_name.items()} for model, by_name in found.items()

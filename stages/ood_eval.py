@@ -33,7 +33,7 @@ def main() -> None:
     unknown = {MAIN: ood, **images.by_prefix(extra)}
     sets = {"val": val, "id": test, **unknown}
     both = evaluation.load_both(train, device.choose(knobs.device))
-    level = knobs.ood_eval.confidence
+    level = knobs.confidence
 
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {}  # confidences [model][detector][set]
     taken_for: dict[str, dict[str, Tensor]] = {}  # predicted classes [model][set]

@@ -8,7 +8,7 @@ accuracy is over all test images. target_rate is the share of the images *not* o
 it: the attack's success. At eps 0 it is what the model gets wrong by itself, clean_target_rate.
 """
 
-from stages.common import artifacts, device, errors, evaluation, figures, images, params, robustness
+from stages.common import accuracy, artifacts, device, errors, evaluation, figures, images, params, robustness
 
 
 def main() -> None:
@@ -21,22 +21,22 @@ def main() -> None:
     listed = [swept.index(eps) for eps in knobs.targeted_sweep.epsilons]
 
     table: dict[str, object] = {"eps": knobs.targeted_sweep.epsilons}
-    metrics: dict[str, object] = {}
+    metrics: dict[str, dict[str, float]] = {}
     for label, model in both.items():
         predicted = robustness.fgsm_predictions(model, test, swept, target=target)
-        accuracy = (predicted == test.labels).double().mean(1)
-        target_rate = robustness.target_rate(predicted, test.labels, target)
-        table[f"{label}_accuracy"] = accuracy[listed].numpy()
-        table[f"{label}_target_rate"] = target_rate[listed].numpy()
+        right, hit = predicted == test.labels, (predicted == target)[:, test.labels != target]
+        table[f"{label}_accuracy"] = right[listed].double().mean(1).numpy()
+        table[f"{label}_target_rate"] = hit[listed].double().mean(1).numpy()
         row = swept.index(knobs.eps)
+        of_each = {"accuracy": right[row], "target_rate": hit[row], "clean_target_rate": hit[0]}
         metrics[label] = {
-            "accuracy": float(accuracy[row]),
-            "target_rate": float(target_rate[row]),
-            "clean_target_rate": float(target_rate[0]),
+            key: share
+            for figure, which in of_each.items()
+            for key, share in accuracy.figures(figure, which.numpy(), knobs.confidence).items()
         }
         print(
-            f"{label}: towards {name} at eps {knobs.eps:.4g}: accuracy {accuracy[row]:.4f}, "
-            f"taken for {name} {target_rate[row]:.4f} (clean {target_rate[0]:.4f})",
+            f"{label}: towards {name} at eps {knobs.eps:.4g}: accuracy {metrics[label]['accuracy']:.4f}, taken for "
+            f"{name} {metrics[label]['target_rate']:.4f} (clean {metrics[label]['clean_target_rate']:.4f})",
             flush=True,
         )
 

@@ -23,6 +23,12 @@ SMALL = {  # a run of seconds; every key is one that a person might set
     "audit.square_queries": "20",
     "ood_attack.images": "40",
     "ood_attack.pgd_steps": "3",
+    "breakdown.images": "50",
+    "autoattack.images": "20",
+    "autoattack.queries": "20",
+    "corruption_sweep.images": "50",
+    "certify.images": "5",
+    "certify.samples": "50",
 }
 
 

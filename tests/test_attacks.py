@@ -509,3 +509,23 @@ def test_what_seems_broken_in_bfloat16_is_hunted_on_until_it_is_broken_in_float3
     with models.frozen(watched), attacks.searching(bfloat16=True):
         attacks.hunt(watched, labels, attacks.loss_of(labels), ball, sizes, images)
     assert watched.images(climbed=True) == 3 * len(images)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 6), st.integers(1, 8), st.integers(0, 2**16))
+def test_the_margin_is_above_0_where_and_only_where_a_wrong_class_wins(classes, count, seed):
+    """And of the images that are asked for alone; its gradient pulls two logits with all of its weight."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count, classes, generator=generator)
+    labels = torch.randint(classes, (2 * count,), generator=generator)
+    chosen = torch.randperm(2 * count, generator=generator)[:count]
+    logits.requires_grad_(True)
+    margins = attacks.margin_of(labels)(logits, chosen)
+    right = labels[chosen]
+    assert torch.equal(margins > 0, logits.argmax(1) != right)
+    for row, margin in enumerate(margins):
+        others = [float(z) for k, z in enumerate(logits[row].detach()) if k != right[row]]
+        assert float(margin.detach()) == pytest.approx(max(others) - float(logits[row, right[row]].detach()), abs=1e-6)
+    slope = torch.autograd.grad(margins.sum(), logits)[0]
+    assert torch.equal(slope.gather(1, right.unsqueeze(1)), torch.full((count, 1), -1.0))
+    assert torch.equal(slope.abs().sum(1), torch.full((count,), 2.0)) and torch.equal(slope.sum(1), torch.zeros(count))

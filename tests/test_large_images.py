@@ -7,7 +7,18 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from stages import audit, fgsm_sweep, ood_attack, prepare, train_robust, train_standard
+from stages import (
+    audit,
+    autoattack,
+    breakdown,
+    certify,
+    corruption_sweep,
+    fgsm_sweep,
+    ood_attack,
+    prepare,
+    train_robust,
+    train_standard,
+)
 from stages.common import artifacts
 from tests.repository import ROOT
 
@@ -33,6 +44,15 @@ KNOBS = {
     "ood_attack.epsilons": [0.1],
     "ood_attack.images": 4,
     "ood_attack.pgd_steps": 1,
+    "breakdown.images": 4,
+    "breakdown.pgd_steps": 1,
+    "autoattack.images": 2,
+    "autoattack.queries": 2,
+    "corruption_sweep.images": 2,
+    "certify.images": 1,
+    "certify.samples": 4,
+    "certify.selection_samples": 2,
+    "certify.radii": [0, 0.1],
     "audit.images": 4,
     "audit.pgd_steps": 1,
     "audit.restarts": 1,
@@ -63,7 +83,8 @@ def test_the_stages_take_images_of_96_pixels(tmp_path, monkeypatch):
         section[last] = value
     Path("params.yaml").write_text(yaml.safe_dump(content))
 
-    for stage in (prepare, train_standard, train_robust, fgsm_sweep, ood_attack, audit):
+    attacked = (fgsm_sweep, ood_attack, breakdown, autoattack, corruption_sweep, certify, audit)
+    for stage in (prepare, train_standard, train_robust, *attacked):
         stage.main()
     found = {path.stem: json.loads(path.read_text()) for path in artifacts.METRICS.iterdir()}
     assert found["data"]["image_shape"] == [3, 96, 96]

@@ -176,21 +176,15 @@ def test_eps_leaves_prepare_and_train_standard_alone_and_comes_back_from_the_cac
     before = {name: (clone / name).read_bytes() for name in ("dvc.lock", "metrics/fgsm.json", "plots/fgsm_sweep.csv")}
     text = (clone / "params.yaml").read_text()
     (clone / "params.yaml").write_text(text.replace("eps: 8/255", "eps: 0.2"))
-    assert ran(call(clone, "dvc", "repro")) == {
-        "train_robust",
-        "fgsm_sweep",
-        "targeted_sweep",
-        "ood_eval",
-        "ood_attack",
-        "audit",
-    }
+    assert ran(call(clone, "dvc", "repro")) == set(STAGES) - {"prepare", "train_standard"}
     assert (clone / "metrics/fgsm.json").read_bytes() != before["metrics/fgsm.json"]
     (clone / "params.yaml").write_text(text)
     assert ran(call(clone, "dvc", "repro")) == set()
     assert {name: (clone / name).read_bytes() for name in before} == before
 
 
-ATTACKED = {"fgsm_sweep", "targeted_sweep", "ood_eval", "ood_attack", "audit"}  # stages that read both models
+# Stages that read both models, and all of them that attack one
+ATTACKED = {"fgsm_sweep", "targeted_sweep", "ood_eval", "ood_attack", "breakdown", "autoattack", "certify", "audit"}
 PARAMS, COMMON = "params.yaml", "stages/common"
 EDITS = {  # what is edited: where, a text there, what takes its place -> the stages that DVC must call stale, exactly
     "a score's knob turned": ([(PARAMS, "temperature: 0.5", "temperature: 0.7")], {"ood_eval", "ood_attack"}),
@@ -219,7 +213,10 @@ EDITS = {  # what is edited: where, a text there, what takes its place -> the st
     "a score": ([(f"{COMMON}/detection/scores.py", "amax(1)", "amax(1).abs()")], {"ood_eval", "ood_attack"}),
     "evasion": ([(f"{COMMON}/detection/evasion.py", "DOWN, UP = -1, 1", "DOWN, UP = -2, 2")], {"ood_attack"}),
     "a check": ([(f"{COMMON}/audit/attack_checks.py", "share > 0.95", "share > 0.96")], {"audit"}),
-    "Square": ([(f"{COMMON}/audit/square.py", "START = 0.8", "START = 0.7")], {"audit"}),
+    "Square": ([(f"{COMMON}/audit/square.py", "START = 0.8", "START = 0.7")], {"autoattack", "audit"}),
+    "APGD": ([(f"{COMMON}/autoattack/apgd.py", "MOMENTUM = 0.75", "MOMENTUM = 0.7")], {"autoattack"}),
+    "a corruption": ([(f"{COMMON}/corruptions.py", "REACH = 2", "REACH = 3")], {"corruption_sweep"}),
+    "the smoothing": ([(f"{COMMON}/smoothing.py", "NOISES = 10, 8", "NOISES = 10, 4")], {"certify"}),
     "a figure": (
         [(f"{COMMON}/figures.py", "DPI = 100", "DPI = 90")],
         {"fgsm_sweep", "targeted_sweep", "ood_eval", "audit"},
@@ -255,7 +252,12 @@ def test_every_plot_is_drawn(clone, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     drawn = picture.specs()
     tables = {next(iter(p)) for spec in STAGES.values() for p in spec.get("plots", []) if ".csv" in str(p)}
-    assert tables | {"FGSM against PGD", "Targeted accuracy", "Attacks on max logit"} == set(drawn)
+    assert tables | {
+        "FGSM against PGD",
+        "Targeted accuracy",
+        "Attacks on max logit",
+        "Confusion of clean images",
+    } == set(drawn)
     for name, spec in drawn.items():
         svg = picture.vl_convert.vegalite_to_svg(spec)
         drawing = r'class="mark-(line|area|rect|symbol)[^>]*>.*?<path[^>]* d="M[^"]{10,}'

@@ -23,6 +23,10 @@ NEEDS = {
     "targeted_sweep": "test.npz",
     "ood_eval": "train.npz",
     "ood_attack": "train.npz",
+    "breakdown": "test.npz",
+    "autoattack": "test.npz",
+    "corruption_sweep": "test.npz",
+    "certify": "test.npz",
     "audit": "test.npz",
 }
 

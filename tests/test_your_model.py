@@ -17,6 +17,12 @@ QUICK = {
     "audit.square_queries": "20",
     "ood_attack.images": "40",
     "ood_attack.pgd_steps": "2",
+    "breakdown.images": "20",
+    "autoattack.images": "4",
+    "autoattack.queries": "2",
+    "corruption_sweep.images": "10",
+    "certify.images": "2",
+    "certify.samples": "10",
     "datasets.folder.train_standard.epochs": "2",
     "datasets.folder.train_robust.epochs": "2",
 }

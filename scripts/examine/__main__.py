@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from scripts.examine import inputs, measure, page, plan
 from scripts.examine.arguments import Asked, parse
 from scripts.examine.plan import Speed
-from stages.common import artifacts, device, diagnosis, errors, evaluation, images, params
+from stages.common import accuracy, artifacts, device, diagnosis, errors, evaluation, images, params
 from stages.common.audit import verdicts
 from stages.common.datasets.account import Account
 from stages.common.images import ImageSet
@@ -105,7 +105,7 @@ def listed(asked: Asked, classes: list[str] | None, account: Account) -> dict[st
 def clean(model: Classifier, test: ImageSet) -> list[str]:
     """Print clean accuracy on all images that were read; what to remark where it is near chance."""
     right = evaluation.predictions(model, test.images) == test.labels
-    low, high = measure.interval(right)
+    low, high = accuracy.interval(right.numpy(), measure.CONFIDENCE)
     shown = f"{float(right.double().mean()):.3f} [{low:.3f}, {high:.3f}]"
     print(f"clean accuracy {shown} of {len(test)} images in {len(test.classes)} classes", flush=True)
     near = evaluation.near_chance(low, evaluation.chance(test.labels))

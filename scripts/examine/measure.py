@@ -6,10 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
-from torch import Tensor
 
-from stages.common import detection, images, robustness
+from stages.common import accuracy, detection, images, robustness
 from stages.common.audit.subject import Subject
 from stages.common.detection import detectors, evasion
 from stages.common.detection.scores import Options, Score
@@ -18,13 +16,7 @@ from stages.common.models import Classifier
 from stages.common.params import Params
 
 SHARES = (0.25, 0.5, 1, 2, 4)  # of eps: the budgets of the sweep
-CONFIDENCE = 0.95
-
-
-def interval(right: Tensor) -> tuple[float, float]:
-    """Wilson's interval (1927) at 95 % of the share of `right`, bool (N,): a sample says no more than that."""
-    found = binomtest(int(right.sum()), len(right)).proportion_ci(CONFIDENCE, method="wilson")
-    return float(found.low), float(found.high)
+CONFIDENCE = 0.95  # as the page says
 
 
 def subject(knobs: Params, model: Classifier, image_set: ImageSet, target: int) -> Subject:
@@ -45,8 +37,7 @@ def accuracies(subject: Subject) -> dict[str, Any]:
     }
     found: dict[str, Any] = {}
     for name, mask in right.items():
-        low, high = interval(mask)
-        found |= {name: float(mask.double().mean()), f"{name}_low": low, f"{name}_high": high}
+        found |= accuracy.figures(name, mask.numpy(), CONFIDENCE)
     curves = {"fgsm": subject.fgsm, "fgsm_worst": subject.fgsm_worst, "pgd": subject.pgd}
     sweep = {name: [found["clean"], *(curve[eps] for eps in subject.budgets)] for name, curve in curves.items()}
     return {**found, "sweep": {"eps": [0.0, *subject.budgets], **sweep}}
@@ -105,13 +96,10 @@ def evaded(
     count = knobs.ood_attack.images
     few_inside, few_outside = (part.take(images.sample(part.labels, count)) for part in (inside, outside))
     budgets, steps = [0.0, knobs.eps], knobs.ood_attack.pgd_steps
-    found = {}
-    for name, apply in fitted.items():
-        pairs = evasion.both_sides(
-            model, name, apply, few_inside, few_outside, budgets, sight=sight, steps=steps, seed=knobs.seed
-        )
-        found[name] = evasion.aurocs(pairs, 1)
-    return found
+    found = evasion.both_sides(
+        model, fitted, few_inside, few_outside, budgets, sight=sight, steps=steps, seed=knobs.seed
+    )
+    return {name: evasion.aurocs(pairs, 1) for name, pairs in found.items()}
 
 
 def halves(image_set: ImageSet) -> tuple[ImageSet, ImageSet]:

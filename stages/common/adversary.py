@@ -4,7 +4,6 @@
 share is attacked, and judges each epoch. It holds no state: all that it needs is in the rows so far.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import dropwhile
@@ -29,8 +28,7 @@ class Duel(NamedTuple):
     """What a method works with at one step: the model as it stands, the budget and how to use it.
 
     `learner.forward` is the model in train mode; `eps` is in pixels of [0, 1]; `noise`, in budgets, is how far N-FGSM
-    starts away; `steps` are those of iterated attacks; `consistency` is the weight that it has by now; `generator` is
-    on the CPU; `share` of a batch is attacked.
+    starts away; `steps` are those of iterated attacks; `generator` is on the CPU; `share` of a batch is attacked.
     """
 
     model: nn.Module
@@ -38,7 +36,6 @@ class Duel(NamedTuple):
     eps: float
     noise: float
     steps: int
-    consistency: float
     share: float
     generator: torch.Generator
 
@@ -123,35 +120,6 @@ def learn_trades(method: Method, duel: Duel, images: Tensor, labels: Tensor) -> 
     return Objective(logits, duel.learner.loss(logits, labels) + TRADES_WEIGHT * apart)
 
 
-def learn_consistently(method: Method, duel: Duel, images: Tensor, labels: Tensor) -> Objective:
-    """The classes of attacked images and of the clean rest, and to answer at the attack's start as at its end: plus
-    `consistency` times the divergence of the two answers, FGSM-PGI's regulariser (Jia 2022) with Jensen and Shannon's
-    divergence for its squared difference.
-
-    The pass that gives the attack its gradient is learnt from as well, in train mode.
-    """
-    count = duel.count_of(images)
-    answers: list[Tensor] = []
-
-    def uphill(start: Tensor) -> Tensor:
-        start = start.detach().requires_grad_(True)
-        answers.append(duel.learner.forward(start))
-        climbed = F.cross_entropy(answers[-1], labels[:count], reduction="sum")
-        return torch.autograd.grad(climbed, start, retain_graph=True)[0]
-
-    attacked = method.attack(duel, uphill, images[:count]).detach()
-    logits = duel.learner.forward(_beside(attacked, images[count:]))
-    apart = _jensen_shannon(answers[0], logits[:count]).sum() / len(images)
-    return Objective(logits, duel.learner.loss(logits, labels) + duel.consistency * apart)
-
-
-def _jensen_shannon(logits: Tensor, others: Tensor) -> Tensor:
-    """The mean divergence of two answers, logits (N, K) each, from their mean: (N,), between 0 and log 2."""
-    answers = [logits.log_softmax(1), others.log_softmax(1)]
-    mean = torch.stack(answers).logsumexp(0) - math.log(2)
-    return torch.stack([F.kl_div(mean, answer, reduction="none", log_target=True).sum(1) for answer in answers]).mean(0)
-
-
 def _divergence(logits: Tensor, others: Tensor) -> Tensor:
     """Kullback-Leibler's, of the answers with log-probabilities `others` from those of `logits`, (N, K) each: (N,)."""
     return F.kl_div(logits.log_softmax(1), others, reduction="none", log_target=True).sum(1)
@@ -162,7 +130,6 @@ def _beside(attacked: Tensor, clean: Tensor) -> Tensor:
 
 
 METHODS: dict[str, Method] = {
-    "n-fgsm-js": Method(n_fgsm, learn_consistently),
     "n-fgsm": Method(n_fgsm, learn_attacked),
     "rs-fgsm": Method(rs_fgsm, learn_attacked),
     "fgsm": Method(fgsm, learn_attacked),
@@ -184,7 +151,6 @@ class Settings:
     fraction: float
     noise: float
     steps: int
-    consistency: float
     ramp: float
     overfitting_gap: float
     undo_overfitting: bool
@@ -206,7 +172,6 @@ class Settings:
             fraction=robust.adversarial_fraction,
             noise=robust.noise,
             steps=robust.steps,
-            consistency=robust.consistency,
             ramp=robust.ramp,
             overfitting_gap=robust.overfitting_gap,
             undo_overfitting=robust.undo_overfitting,
@@ -240,7 +205,6 @@ class Adversary:
             eps=self.budget(progress),
             noise=settings.noise,
             steps=settings.steps,
-            consistency=settings.consistency * progress.done,  # grows in a line
             share=settings.fraction,
             generator=progress.generator,
         )
@@ -262,7 +226,8 @@ class Adversary:
 
     def after_epoch(self, row: Row, progress: Progress) -> Verdict:
         """Mark an epoch that has overfitted to the one step, or that knows little more than chance; keep the best sound
-        one by PGD at the goal, go back to it from an unsound one.
+        one under PGD on the margin at the goal, of those that the images cannot tell apart the last, whose rate was the
+        lowest; go back to it from an unsound one.
 
         Without `undo_overfitting` such epochs are only marked, and the last one is kept. Raises UserError after the
         last epoch if none was sound.
@@ -277,15 +242,17 @@ class Adversary:
                 "no epoch was sound (FGSM far above PGD accuracy, or little better than chance), so no model is worth "
                 "keeping; lower eps, or raise train_robust.noise, train_robust.ramp or datasets.*.train_robust.epochs"
             )
-        best = max((earlier["val_pgd_at_goal"] for earlier in sound), default=0.0)
-        keep = not undone and (found["val_pgd_at_goal"] >= best or not self.settings.undo_overfitting)
+        best = max((earlier["val_margin"] for earlier in sound), default=0.0)
+        as_good = found["val_margin"] >= best - standard_error(best, len(self.held_out))
+        keep = not undone and (as_good or not self.settings.undo_overfitting)
         return Verdict(found, keep=keep, undo=undone, remark=_remark(found, bool(undone and sound)))
 
     def _undone(self, row: Row) -> bool:
         return self.settings.undo_overfitting and bool(row["overfitted"] or row["collapsed"])
 
     def _robustness(self, budget: float) -> dict[str, float]:
-        """FGSM and PGD accuracy at eps with their gap at the budget that training has reached; PGD at the goal.
+        """FGSM and PGD accuracy at eps with their gap at the budget that training has reached; what PGD on the loss and
+        on the margin, which PGD on the loss alone overrates models by, leave at the goal.
 
         The gap says nothing above that budget: there even a plainly trained model withstands one step and not ten.
         """
@@ -293,12 +260,16 @@ class Adversary:
         budgets = sorted({budget, settings.goal, settings.eps})
         right = robustness.fgsm_predictions(self.model, held_out, budgets) == held_out.labels
         alive = robustness.pgd_survivors(self.model, held_out, budgets, steps=settings.pgd_steps, seed=settings.seed)
+        left = held_out.take(alive[budgets.index(settings.goal)].nonzero().squeeze(1))
+        correct = robustness.pgd_correct(
+            self.model, left, settings.goal, steps=settings.pgd_steps, seed=settings.seed, climbed=attacks.margin_of
+        )
         fgsm, pgd = (dict(zip(budgets, rows.double().mean(1).tolist(), strict=True)) for rows in (right, alive))
         return {
             "eps": budget,
             "val_fgsm": fgsm[settings.eps],
             "val_pgd": pgd[settings.eps],
-            "val_pgd_at_goal": pgd[settings.goal],
+            "val_margin": int(correct.sum()) / len(held_out),
             "gap": fgsm[budget] - pgd[budget],
         }
 
@@ -306,6 +277,11 @@ class Adversary:
 def ramp(done: float, share: float) -> float:
     """The budget's share of its goal: grows in a straight line over the first `share` of training, then stays at 1."""
     return 1.0 if share == 0 else min(1.0, done / share)
+
+
+def standard_error(share: float, count: int) -> float:
+    """Of a share found on `count` images."""
+    return float((share * (1 - share) / count) ** 0.5)
 
 
 def _remark(found: Row, undone: bool) -> str:

@@ -32,6 +32,7 @@ PLOTS = Path("plots")
 IMAGES = PLOTS / "images"
 PREPARED = Path("data/prepared")
 CHECKPOINTS = Path("data/checkpoints")
+ROWS = Path("data/images.csv")  # an image each
 ZIP_HEADER = 30  # bytes of a zip member's own header, before its name
 MODELS = ("standard", "robust")  # the two that are compared: names of checkpoints, keys of metrics, series of plots
 

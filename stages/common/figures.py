@@ -118,6 +118,22 @@ def fooled_grid(
     return figure
 
 
+def named_grid(
+    title: str, rows: Mapping[str, tuple[Tensor, Tensor]], image_set: ImageSet, *, columns: int = 10
+) -> Figure:
+    """A row of images by name, each image under its true name and above what it is taken for: `rows[name]` holds up to
+    `columns` indices (n,) of images in `image_set` and the predicted labels (n,).
+    """
+    figure = _grid_figure(title, len(rows), columns)
+    for axes, (name, (chosen, predicted)) in zip(
+        figure.subplots(len(rows), columns, squeeze=False), rows.items(), strict=True
+    ):
+        some = image_set.take(chosen)
+        _draw_row(axes, images.to_float(some.images), some.labels, predicted, some.classes)
+        axes[0].set_ylabel(name, fontsize=9)
+    return figure
+
+
 def targeted_grids(
     standard: Classifier,
     robust: Classifier,

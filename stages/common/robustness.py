@@ -1,7 +1,7 @@
 """A classifier under attack on a whole set: which predictions it makes, which images survive.
 
 Images and results are on the CPU; batches go to where the model is, and come back. Labels are int64 (N,), budgets are
-in pixels of [0, 1].
+in pixels of [0, 1], by the L-infinity norm where no other is named.
 """
 
 from collections.abc import Sequence
@@ -30,9 +30,17 @@ def target_rate(predicted: Tensor, labels: Tensor, target: int) -> Tensor:
 
 
 def pgd_correct(
-    model: nn.Module, image_set: ImageSet, eps: float, *, steps: int, seed: int, description: str = "PGD"
+    model: nn.Module,
+    image_set: ImageSet,
+    eps: float,
+    *,
+    steps: int,
+    seed: int,
+    climbed: attacks.Climbed = attacks.loss_of,
+    norm: type[attacks.Ball] = attacks.Linf,
+    description: str = "PGD",
 ) -> Tensor:
-    """Which images PGD at `eps` leaves correct: bool (N,).
+    """Which images PGD at `eps`, a budget in `norm`, leaves correct: bool (N,).
 
     It is `attacks.pgd`, but for what is broken on the way, which counts and is left alone from then on.
     """
@@ -40,7 +48,9 @@ def pgd_correct(
     generator = torch.Generator(where).manual_seed(seed)
     correct = torch.empty(len(image_set), dtype=torch.bool)
     for part, x, y in images.batches(image_set.images, image_set.labels, device=where, description=description):
-        attacked = attacks.pgd_until_broken(model, x, y, eps, steps=steps, generator=generator)
+        attacked = attacks.pgd_until_broken(
+            model, x, y, eps, steps=steps, climbed=climbed, generator=generator, norm=norm
+        )
         correct[part] = attacks.withstood(model, attacked, y)
     return correct
 

@@ -42,6 +42,8 @@ def subject(digits) -> Callable[..., Subject]:
             "restarts": 2,
             "square_images": 50,
             "square_queries": 50,
+            "eps_l2": 0.5,
+            "confidence": 0.95,
             "seed": 0,
         }
         return Subject(**(given | changes))

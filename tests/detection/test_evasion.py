@@ -21,7 +21,8 @@ def evade(model, fitted, sight, some):
     """`evade(detector, way, seed)`: what `evasion.attack` finds on `some`."""
 
     def attack(name, way, seed=0, steps=3):
-        return evasion.attack(model, name, fitted[name], some, way, BUDGETS, sight=sight, steps=steps, seed=seed)
+        alone = {name: fitted[name]}
+        return evasion.attack(model, alone, some, way, BUDGETS, sight=sight, steps=steps, seed=seed)[name]
 
     return attack
 
@@ -48,20 +49,32 @@ def test_equal_seeds_give_equal_results(evade):
 
 
 def test_no_attack_leaves_its_budget(evade, some, monkeypatch):
-    seen = []
+    seen, views = [], detectors.views
 
-    def spy(model, name, apply, batch, sight):
-        seen.append(batch.clone())
-        return detectors.confidence(model, name, apply, batch, sight)
+    def spy(model, batch, *given):
+        if not batch.requires_grad:  # judged, not climbed
+            seen.append(batch.clone())
+        return views(model, batch, *given)
 
-    monkeypatch.setattr(evasion, "confidence", spy)
+    monkeypatch.setattr(detectors, "views", spy)
     evade("knn", UP)
     x = images.to_float(some.images)
-    assert len(seen) == len(BUDGETS) * len(ATTACKS)
-    for number, batch in enumerate(seen):
+    expected = [*BUDGETS, *(eps for eps in BUDGETS[1:] for _ in ("fgsm", "pgd"))]  # noise, and what has an aim
+    assert len(seen) == len(expected)
+    for eps, batch in zip(expected, seen, strict=True):
         reach = float((batch - x).abs().max())
-        assert reach == pytest.approx(BUDGETS[number // len(ATTACKS)], abs=1e-6)  # all of the budget, and no more
+        assert reach == pytest.approx(eps, abs=1e-6)  # all of the budget, and no more
         assert float(batch.min()) >= 0 and float(batch.max()) <= 1
+
+
+def test_many_detectors_are_attacked_as_each_alone(evade, model, fitted, sight, some):
+    """One look at noise serves them all."""
+    many = {name: fitted[name] for name in EVADED}
+    together = evasion.attack(model, many, some, DOWN, BUDGETS, sight=sight, steps=3, seed=0)
+    for name in EVADED:
+        alone = evade(name, DOWN)
+        for attack in ATTACKS:
+            np.testing.assert_array_equal(together[name][attack], alone[attack])
 
 
 @pytest.mark.parametrize("name", EVADED)

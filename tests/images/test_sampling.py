@@ -29,6 +29,10 @@ COUNTS = {
     "audit.images": KNOBS.audit.images,
     "audit.square_images": KNOBS.audit.square_images,
     "ood_attack.images": KNOBS.ood_attack.images,
+    "breakdown.images": KNOBS.breakdown.images,
+    "autoattack.images": KNOBS.autoattack.images,
+    "corruption_sweep.images": KNOBS.corruption_sweep.images,
+    "certify.images": KNOBS.certify.images,
     "attack_grid": PICTURES[0],
     "targeted_grids": PICTURES[1],
 }

@@ -78,7 +78,7 @@ BAD = [
     ("train_standard.label_smoothing", 1, "below 1"),
     ("train_robust.attack", "autoattack", "'trades'"),
     ("train_robust.steps", 0, "from 1"),
-    ("train_robust.consistency", -1, "from 0"),
+    ("train_robust.noise", -1, "from 0"),
     ("precision", "float16", "'bfloat16'"),
     ("models.whitened_cnn.filter_rate", 0, "above 0"),
     ("train_robust.adversarial_fraction", 0, "above 0"),

@@ -5,7 +5,7 @@ import typing
 
 import pytest
 
-from stages.common import adversary, class_names, datasets, models, params
+from stages.common import adversary, class_names, corruptions, datasets, models, params
 from stages.common.detection import detectors
 from stages.common.errors import UserError
 from stages.common.origin_names import CUSTOM
@@ -36,10 +36,11 @@ def test_each_name_allowed_is_a_name_known():
         ("precision", ("auto", "float32", "bfloat16")),
         ("datasets.cifar10.prepare.ood_classes", class_names.CIFAR100),
         ("ood_attack.detectors", set(detectors.DETECTORS) - {"odin"}),
+        ("corruption_sweep.kinds", corruptions.CORRUPTIONS),
     ],
 )
 def test_an_unknown_name_is_refused_with_all_that_are_known(key, known):
-    listed = key.endswith(("classes", "detectors"))
+    listed = key.endswith(("classes", "detectors", "kinds"))
     with pytest.raises(UserError) as raised:
         params.load(ROOT / "params.yaml", overrides={key: ["wrong"] if listed else "wrong"})
     assert re.search(rf"{key}(\.0)? = 'wrong'", str(raised.value))

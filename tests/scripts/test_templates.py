@@ -13,7 +13,12 @@ from scripts import templates
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(templates.FOLDER.glob("*.json"))
-SECOND = {"fgsm_pgd": "fgsm_sweep", "targeted_accuracy": "targeted_sweep", "ood_attack_max_logit": "ood_attack"}
+SECOND = {
+    "fgsm_pgd": "fgsm_sweep",
+    "targeted_accuracy": "targeted_sweep",
+    "ood_attack_max_logit": "ood_attack",
+    "confusion_clean": "confusion",
+}
 SEEDS = [
     {"eps": eps, "model": model, "attack": attack, "seeds": "3", "mean": "0.5", "low": "0.4", "high": "0.6"}
     for model in ("standard", "robust")

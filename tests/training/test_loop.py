@@ -211,8 +211,7 @@ def test_bfloat16_is_of_the_training_step_alone(digits, tmp_path, monkeypatch, a
 
     monkeypatch.setattr(architectures.WhitenedCNN, "forward", watched)
     model, result = fit(digits, tmp_path, replace(RECIPE, bfloat16=True, epochs=1), opponent)
-    attacking = set() if attack == "n-fgsm-js" else {torch.bfloat16}  # its attack is a step
-    assert seen == {"step": {torch.bfloat16}, "attack": attacking, "evaluation": {torch.float32}}
+    assert seen == {"step": {torch.bfloat16}, "attack": {torch.bfloat16}, "evaluation": {torch.float32}}
     assert {value.dtype for value in model.state_dict().values() if value.is_floating_point()} == {torch.float32}
     momenta = [value for each in optimizers for state in each.state.values() for value in state.values()]
     assert {value.dtype for value in momenta if isinstance(value, torch.Tensor)} == {torch.float32}

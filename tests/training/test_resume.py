@@ -48,7 +48,7 @@ def test_so_does_one_of_another_recipe(digits, tmp_path, changes):
     ends_the_same(digits, tmp_path, replace(RECIPE, **changes), None)
 
 
-@pytest.mark.parametrize("attack", ["n-fgsm-js", "pgd", "trades"])
+@pytest.mark.parametrize("attack", ["rs-fgsm", "pgd", "trades"])
 def test_so_does_one_by_another_method(digits, tmp_path, attack):
     settings = replace(SETTINGS, attack=attack, steps=2, ramp=0.0)
     ends_the_same(digits, tmp_path, replace(RECIPE, epochs=2), against(settings))

@@ -3,15 +3,16 @@
 import torch
 import torch.nn.functional as F
 
-from stages.common import attacks, robustness
-from stages.common.audit import probes
-from stages.common.audit.finding import Finding, asked_if, needs_budgets, needs_learnt
+from stages.common import attacks, device, images, robustness
+from stages.common.audit import planted, probes
+from stages.common.audit.finding import Finding, asked_if, needs_budgets, needs_eps, needs_learnt
 from stages.common.audit.margins import multi_targeted
 from stages.common.audit.square import square_attack
 from stages.common.audit.subject import Subject
 from stages.common.models import frozen
 
 SMALL_EPS = 0.5 / 255  # so small that the loss is near enough to linear: the direction alone decides
+PLANTED, PLANTED_FEWEST = 60, 20  # images that an example is planted for, and those without which a share says nothing
 UNTOUCHED = 50  # images that every attack is tried on, to see whether it leaves the model as it was
 
 
@@ -69,6 +70,29 @@ def model_untouched(subject: Subject) -> Finding:
     changed = probes.changes(before, probes.state(model))
     seen = f"{len(changed)} tensors and flags changed by attacking" + (f", {changed[0]} first" if changed else "")
     return Finding(not changed, seen, "later figures are of another model")
+
+
+@needs_eps
+@asked_if(lambda s: planted.has_features(s.model), "the model has no features that a planted example could be told by")
+def planted_examples_found(subject: Subject) -> Finding:
+    """PGD and the attack on the margins each find at least 95 % of adversarial examples that are known to exist within
+    eps, behind the model's own features (Zimmermann 2022); as many random corners as they have steps find at most 5 %.
+    """
+    chosen = subject.image_set.take(images.sample(subject.image_set.labels, PLANTED))
+    x = images.to_float(chosen.images, device.of(subject.model))
+    questions = planted.plant(subject.model, x, subject.eps, generator=subject.generator())
+    if len(questions) < PLANTED_FEWEST:
+        return Finding(None, f"an example can be planted for {len(questions)} of {len(chosen)} images")
+    found = {
+        name: planted.found(questions, attack, generator=subject.generator())
+        for name, attack in planted.audits_own(subject.pgd_steps).items()
+    }
+    seen = ", ".join(f"{name} {share:.2f}" for name, share in found.items())
+    seen = f"found of {len(questions)} planted: {seen}"
+    if found["chance"] > planted.LUCK:
+        return Finding(None, f"{seen}: too easy to tell an attack from luck")
+    sound = min(found["PGD"], found["margins"]) >= planted.SOUND
+    return Finding(sound, seen, "an attack misses what is known to be there: what it leaves is no measure of robustness")
 
 
 @needs_learnt

@@ -15,6 +15,7 @@ CHECKS: dict[str, Check] = {
         attack_checks.budget_and_range_kept,
         attack_checks.model_untouched,
         model_checks.forward_repeats,
+        attack_checks.planted_examples_found,
         model_checks.gradients_not_zero,
         model_checks.softmax_not_saturated,
         attack_checks.fgsm_raises_loss,

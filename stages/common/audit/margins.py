@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from stages.common import attacks
 from stages.common.models import frozen
 
+MARGIN_CLASSES = 9  # the likeliest wrong ones, as many as AutoAttack goes for (Croce 2020): all of CIFAR-10's
+
 
 def multi_targeted(
     model: nn.Module,

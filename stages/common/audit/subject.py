@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from stages.common import attacks, device, evaluation, images, robustness
 from stages.common.audit import guessing, probes
-from stages.common.audit.margins import multi_targeted
+from stages.common.audit.margins import MARGIN_CLASSES, multi_targeted
 from stages.common.audit.square import square_attack
 from stages.common.images import ImageSet
 from stages.common.params import Params
 
 TRANSFER_STEPS = 10  # an example for another model need not be the best one for its own
-MARGIN_CLASSES = 9  # the likeliest wrong ones, as many as AutoAttack goes for (Croce 2020): all of CIFAR-10's
 SEARCH_STEPS = 10  # of PGD at each budget tried while an image's smallest one is searched
 
 
@@ -24,6 +23,7 @@ SEARCH_STEPS = 10  # of PGD at each budget tried while an image's smallest one i
 class Subject:
     """A model and what it is audited with. Accuracies are of `image_set`, in [0, 1].
 
+    Budgets are by the L-infinity norm, `eps_l2` alone by the Euclidean one; `confidence` is the level of intervals.
     `other` is the model whose adversarial examples are tried on this one, if there is one; `defended` tells whether
     this one was trained to withstand attacks, or is not known not to be.
     """
@@ -39,6 +39,8 @@ class Subject:
     restarts: int
     square_images: int
     square_queries: int
+    eps_l2: float
+    confidence: float
     seed: int
 
     @classmethod
@@ -59,6 +61,8 @@ class Subject:
             restarts=audit.restarts,
             square_images=audit.square_images,
             square_queries=audit.square_queries,
+            eps_l2=params.eps_l2,
+            confidence=params.confidence,
             seed=params.seed,
         )
 
@@ -118,13 +122,15 @@ class Subject:
         """Accuracy under PGD from one start."""
         return float(self.pgd_survivors(eps, steps, self.seed, self.correct).double().mean())
 
-    def pgd_survivors(self, eps: float, steps: int, seed: int, among: Tensor) -> Tensor:
+    def pgd_survivors(
+        self, eps: float, steps: int, seed: int, among: Tensor, norm: type[attacks.Ball] = attacks.Linf
+    ) -> Tensor:
         """Which of the images `among`, bool (N,), PGD leaves correct: bool (N,). The others are not attacked."""
         alive = among.clone()
         chosen = alive.nonzero().squeeze(1)
         description = f"audit: PGD-{steps} at {eps:.3g}"
         alive[chosen] = robustness.pgd_correct(
-            self.model, self.image_set.take(chosen), eps, steps=steps, seed=seed, description=description
+            self.model, self.image_set.take(chosen), eps, steps=steps, seed=seed, norm=norm, description=description
         )
         return alive
 
@@ -137,6 +143,16 @@ class Subject:
     def strongest(self) -> Tensor:
         """Which images survive all that is tried here with gradients at eps: bool (N,)."""
         return self._margins_at(self.eps, self.pgd_restarted)
+
+    @cached_property
+    def pgd_l2(self) -> Tensor:
+        """Which images survive PGD within `eps_l2` by the Euclidean norm: bool (N,)."""
+        return self.pgd_survivors(self.eps_l2, self.pgd_steps, self.seed, self.correct, attacks.L2)
+
+    @cached_property
+    def worst_of_norms(self) -> Tensor:
+        """Which images survive the strongest attack at eps and PGD in L2 as well: bool (N,)."""
+        return self.strongest & self.pgd_l2
 
     def restarted_at(self, eps: float) -> Tensor:
         """Which images survive PGD at `eps` from every one of the starts: bool (N,)."""

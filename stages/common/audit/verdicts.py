@@ -6,7 +6,7 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
-from stages.common import attacks, errors
+from stages.common import accuracy, attacks, errors
 from stages.common.audit import probes
 from stages.common.audit.checks import CHECKS
 from stages.common.audit.finding import VERDICTS
@@ -44,12 +44,17 @@ def line(row: Row, stream: TextIO) -> str:
 def figures_of(subject: Subject, rows: Sequence[Row]) -> dict[str, Any]:
     """What metrics/audit.json says of a model; a check that had nothing to look at is not in it."""
     found = {row["check"]: row["verdict"] for row in rows}
-    strongest = {eps: float(subject.strongest_at(eps).double().mean()) for eps in (subject.eps, attacks.EIGHT)}
+
+    def share(name: str, alive: Tensor) -> dict[str, float]:
+        return accuracy.figures(name, alive.numpy(), subject.confidence)
+
     return {
         **{check: int(verdict == "pass") for check, verdict in found.items() if verdict in VERDICTS},
         **{kind: sum(each == verdict for each in found.values()) for verdict, kind in VERDICTS.items()},
-        "strongest": strongest[subject.eps],
-        "at_8_255": {"strongest": strongest[attacks.EIGHT]},
+        **share("strongest", subject.strongest),
+        "at_8_255": share("strongest", subject.strongest_at(attacks.EIGHT)),
+        **share("pgd_l2", subject.pgd_l2),
+        **share("worst_of_norms", subject.worst_of_norms),
         "median_eps": {attack: _median(eps) for attack, eps in subject.smallest_eps.items()},
     }
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from stages.common import attacks, device, images
-from stages.common.detection import measures
-from stages.common.detection.detectors import Sight, confidence, confidence_gradient
+from stages.common.detection import detectors, measures
+from stages.common.detection.detectors import Sight
 from stages.common.detection.scores import Score
 from stages.common.images import ImageSet
 from stages.common.models import Classifier, frozen
@@ -22,8 +22,7 @@ Found = Mapping[str, Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]]
 
 def attack(
     model: Classifier,
-    name: str,
-    apply: Score,
+    fitted: Mapping[str, Score],
     image_set: ImageSet,
     way: int,
     budgets: Sequence[float],
@@ -31,43 +30,84 @@ def attack(
     sight: Sight,
     steps: int,
     seed: int,
-) -> dict[str, np.ndarray]:
-    """Confidences (budgets, N) of one side by the fitted detector `name` under each of ATTACKS, budgets ascending.
+) -> dict[str, dict[str, np.ndarray]]:
+    """Confidences (budgets, N) of one side by each fitted detector under each of ATTACKS. `budgets` ascend from 0.
 
     An attacker who may change a pixel by eps may also change it by less: at each budget every image keeps the most
     misleading confidence found so far, the clean one included, and PGD's `steps` go on from where they ended at the
     budget before, the first from a random start.
     """
+    keep = np.minimum if way == DOWN else np.maximum
+    unaimed = _noisy(model, fitted, image_set, budgets, sight=sight, seed=seed)
+    found = {}
+    for name, apply in fitted.items():
+        clean = unaimed[name][0]
+        aimed = _aimed(model, name, apply, image_set, way, budgets, clean, sight=sight, steps=steps, seed=seed)
+        by_attack = {"noise": unaimed[name], **aimed}
+        found[name] = {kind: keep.accumulate(values, axis=0) for kind, values in by_attack.items()}
+    return found
+
+
+@torch.no_grad()
+def _noisy(
+    model: Classifier,
+    fitted: Mapping[str, Score],
+    image_set: ImageSet,
+    budgets: Sequence[float],
+    *,
+    sight: Sight,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Confidences (budgets, N) under random signs, which have no aim: one look at them serves every detector."""
+    where, needed = device.of(model), detectors.views_of(tuple(fitted))
+    generator = torch.Generator(where).manual_seed(seed)
+    found = {name: np.empty((len(budgets), len(image_set))) for name in fitted}
+    with frozen(model):
+        for part, x in images.batches(image_set.images, device=where, description="noise"):
+            for row, eps in enumerate(budgets):
+                moved = attacks.sign_noise(x, eps, generator=generator).contiguous(memory_format=torch.channels_last)
+                seen = detectors.views(model, moved, sight, needed)
+                for name, confidences in detectors.score(fitted, seen).items():
+                    found[name][row, part] = confidences.cpu().numpy()
+    return found
+
+
+def _aimed(
+    model: Classifier,
+    name: str,
+    apply: Score,
+    image_set: ImageSet,
+    way: int,
+    budgets: Sequence[float],
+    clean: np.ndarray,
+    *,
+    sight: Sight,
+    steps: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Confidences (budgets, N) by one detector under FGSM and PGD on its own confidence; `clean` (N,) at budget 0."""
     where = device.of(model)
     generator = torch.Generator(where).manual_seed(seed)
-    found = {attack: np.empty((len(budgets), len(image_set))) for attack in ATTACKS}
+    found = {kind: np.tile(clean, (len(budgets), 1)) for kind in ("fgsm", "pgd")}
 
     def uphill(x: Tensor, search: bool = True) -> Tensor:
-        return confidence_gradient(model, name, apply, x, sight, search=search).mul_(way)
+        return detectors.confidence_gradient(model, name, apply, x, sight, search=search).mul_(way)
 
     with frozen(model):
         for part, x in images.batches(image_set.images, device=where, description=f"{name} attacked"):
             direction, reached = uphill(x, search=False).sign_(), None
-            for row, eps in enumerate(budgets):
+            for row, eps in enumerate(budgets[1:], 1):
                 ball = attacks.Linf(x, eps)
-                moved = {
-                    "noise": attacks.sign_noise(x, eps, generator=generator),
-                    "fgsm": attacks.step(x, direction, eps, False),
-                    "pgd": x,
-                }
-                if eps > 0:
-                    start = ball.start(generator) if reached is None else reached
-                    moved["pgd"] = reached = attacks.ascend(uphill, ball, attacks.constant(ball, steps), start=start)
-                for kind, batch in moved.items():
-                    found[kind][row, part] = confidence(model, name, apply, batch, sight).numpy()
-    keep = np.minimum if way == DOWN else np.maximum
-    return {kind: keep.accumulate(values, axis=0) for kind, values in found.items()}
+                start = ball.start(generator) if reached is None else reached
+                reached = attacks.ascend(uphill, ball, attacks.constant(ball, steps), start=start)
+                for kind, moved in (("fgsm", attacks.step(x, direction, eps, False)), ("pgd", reached)):
+                    found[kind][row, part] = detectors.confidence(model, name, apply, moved, sight).numpy()
+    return found
 
 
 def both_sides(
     model: Classifier,
-    name: str,
-    apply: Score,
+    fitted: Mapping[str, Score],
     inside: ImageSet,
     outside: ImageSet,
     budgets: Sequence[float],
@@ -75,13 +115,13 @@ def both_sides(
     sight: Sight,
     steps: int,
     seed: int,
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """`attack` on the ID images `inside`, pushed down, and on the OOD ones `outside`, pushed up, by attack."""
+) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """`attack` on the ID images `inside`, pushed down, and on the OOD ones `outside`, pushed up: [detector][attack]."""
     down, up = (
-        attack(model, name, apply, part, way, budgets, sight=sight, steps=steps, seed=seed)
+        attack(model, fitted, part, way, budgets, sight=sight, steps=steps, seed=seed)
         for part, way in ((inside, DOWN), (outside, UP))
     )
-    return {kind: (down[kind], up[kind]) for kind in ATTACKS}
+    return {name: {kind: (down[name][kind], up[name][kind]) for kind in ATTACKS} for name in fitted}
 
 
 def aurocs(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], at: int) -> dict[str, float]:

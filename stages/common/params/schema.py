@@ -7,21 +7,24 @@ it stays free of code).
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool
 
 from stages.common.params.types import (
     Count,
     Eps,
     Epsilons,
+    EpsL2,
     ImageSize,
     Name,
     Names,
     NotNegative,
     OpenShare,
     Positive,
+    Radii,
     Share,
     ShareAboveZero,
     ShareBelowOne,
+    each_once,
     integer,
 )
 
@@ -85,11 +88,10 @@ class TrainStandard(Trained):
 
 
 class TrainRobust(Trained):
-    attack: Literal["n-fgsm-js", "n-fgsm", "rs-fgsm", "fgsm", "pgd", "trades"]
+    attack: Literal["n-fgsm", "rs-fgsm", "fgsm", "pgd", "trades"]
     adversarial_fraction: ShareAboveZero
     noise: NotNegative
     steps: Count
-    consistency: NotNegative
     ramp: Share
     overfitting_gap: OpenShare
     undo_overfitting: StrictBool
@@ -119,7 +121,6 @@ class OODEval(Section):
     odin_temperature: Positive
     odin_eps: Eps
     accept: ShareAboveZero
-    confidence: OpenShare
 
 
 # Those that have a gradient to follow: of detection.detectors.DETECTORS all but ODIN, which makes a step of its own
@@ -147,6 +148,33 @@ class OODAttack(Section):
     epsilons: Epsilons
     images: Count
     pgd_steps: Count
+
+
+class Breakdown(Section):
+    images: Count
+    pgd_steps: Count
+
+
+class AutoAttack(Section):
+    images: Count
+    queries: Count
+
+
+Corruption = Literal["gaussian_noise", "shot_noise", "defocus_blur", "contrast", "pixelate", "jpeg"]
+
+
+class CorruptionSweep(Section):
+    kinds: Annotated[list[Corruption], Field(min_length=1), AfterValidator(each_once("kind"))]
+    images: Count
+
+
+class Certify(Section):
+    images: Annotated[int, integer(0)]
+    sigma: Positive
+    samples: Count
+    selection_samples: Count
+    alpha: OpenShare
+    radii: Radii
 
 
 class Audit(Section):
@@ -248,7 +276,9 @@ class Keys(Section):
     seed: Annotated[int, integer(0, 2**32 - 1)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "float32", "bfloat16"]
+    confidence: OpenShare
     eps: Eps
+    eps_l2: EpsL2
     model: Model
     models: Models
     training: Training
@@ -258,5 +288,9 @@ class Keys(Section):
     targeted_sweep: TargetedSweep
     ood_eval: OODEval
     ood_attack: OODAttack
+    breakdown: Breakdown
+    autoattack: AutoAttack
+    corruption_sweep: CorruptionSweep
+    certify: Certify
     audit: Audit
     datasets: Datasets

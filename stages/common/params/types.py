@@ -53,11 +53,11 @@ def _name(value: object) -> object:
 
 def _ascending(value: list[float]) -> list[float]:
     if len(set(value)) != len(value):
-        raise ValueError("each eps may stand in the list once")
+        raise ValueError("each number may stand in the list once")
     return sorted(value)
 
 
-def _each_once(what: str) -> Callable[[list[Any]], list[Any]]:
+def each_once(what: str) -> Callable[[list[Any]], list[Any]]:
     def check(value: list[Any]) -> list[Any]:
         if len(set(value)) != len(value):
             raise ValueError(f"a list in which each {what} stands once")
@@ -73,6 +73,8 @@ def set_name(entry: str) -> str:
 
 Eps = Annotated[float, number(0, 1)]
 Epsilons = Annotated[list[Eps], Field(min_length=1), AfterValidator(_ascending)]
+EpsL2 = Annotated[float, number(0, SMALLEST, open_low=True)]  # the smallest image, grey, can change by no more
+Radii = Annotated[list[Annotated[float, number(0, SMALLEST)]], Field(min_length=1), AfterValidator(_ascending)]
 Positive = Annotated[float, number(0, open_low=True)]
 NotNegative = Annotated[float, number(0)]
 Share = Annotated[float, number(0, 1)]
@@ -82,4 +84,4 @@ ShareBelowOne = Annotated[float, number(0, 1, open_high=True)]
 Count = Annotated[int, integer(1)]
 ImageSize = Annotated[int, integer(SMALLEST, LARGEST)]
 Name = Annotated[str, BeforeValidator(_name), Field(min_length=1)]
-Names = Annotated[list[Name], Field(min_length=1), AfterValidator(_each_once("name"))]
+Names = Annotated[list[Name], Field(min_length=1), AfterValidator(each_once("name"))]

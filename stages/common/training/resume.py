@@ -1,22 +1,18 @@
 """What a training has reached, in a file that an interrupted run takes up when it is started again."""
 
-import hashlib
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from stages.common import artifacts, images
+from stages.common import artifacts, fingerprints
 from stages.common.errors import UserError
 from stages.common.images import ImageSet
 from stages.common.training.recipe import Recipe
 
 ABANDONED = 8  # work files of other runs that are kept: some of these may be at work now
-CODE = "stages.common"  # the package whose loaded modules a run depends on...
-VALUES = "stages.common.params"  # ...but for the one that only reads values, which `recipe` and `settings` hold
 
 
 @dataclass
@@ -62,22 +58,8 @@ class WorkFile:
 
 
 def fingerprint(model: nn.Module, train_set: ImageSet, val_set: ImageSet, recipe: Recipe, settings: object) -> str:
-    """Of everything that a run's result depends on: data, initial weights, recipe, settings, code and torch's version.
-
-    The code is all of this project's modules that the process has loaded, so that nobody has to list them.
-    """
-    digest = hashlib.sha256()
-    for pixels in (train_set.images, val_set.images):
-        for part in pixels.split(images.batch_size(pixels)):
-            digest.update(part.contiguous().numpy())
-            images.give_back(part)
-    for tensor in (train_set.labels, val_set.labels, *model.state_dict().values()):
-        digest.update(tensor.detach().cpu().contiguous().numpy())
-    digest.update(repr((asdict(recipe), settings, torch.__version__)).encode())
-    for name, module in sorted(sys.modules.items()):
-        if name.startswith(CODE) and not name.startswith(VALUES) and (source := getattr(module, "__file__", None)):
-            digest.update(Path(source).read_bytes())
-    return digest.hexdigest()
+    """Of everything that a run's result depends on, see `fingerprints.of`: initial weights among it."""
+    return fingerprints.of((recipe, settings), (train_set, val_set), model.state_dict().values())
 
 
 def _tidy(folder: Path, name: str) -> None:
