@@ -23,7 +23,7 @@ setup: .venv/.installed   ## a virtual environment with the pinned packages
 check: setup     ## is all there that a run needs? Parameters, data and machine, in seconds
 	@python -m scripts.check
 
-demo: setup      ## the whole pipeline on scikit-learn's digits: no download, three minutes, nothing here changes
+demo: setup      ## the whole pipeline on scikit-learn's digits: no download, a few minutes, nothing here changes
 	@sh scripts/demo.sh
 
 examine: $(and $(MODEL),$(IMAGES),setup)   ## one classifier judged: make examine MODEL=py:my_model.py:build IMAGES=photos/test ARGS="--budget 10m"
@@ -34,7 +34,7 @@ examine: $(and $(MODEL),$(IMAGES),setup)   ## one classifier judged: make examin
 test: setup      ## every test, the pipeline on the digits included
 	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile
 
-repro: setup     ## the CIFAR study: about an hour on two cores
+repro: setup     ## the CIFAR study: an hour and a half on two cores
 	@python -m scripts.mend
 	dvc repro
 

@@ -204,7 +204,12 @@ def test_properties_of_the_paired_test(pair, confidence, other):
     assert forth["difference"] == pytest.approx(a.mean() - b.mean(), abs=1e-12)
     assert -1 <= forth["low"] <= forth["difference"] <= forth["high"] <= 1 and 0 < forth["p_value"] <= 1
     assert forth["low"] < forth["high"]
-    swapped = {"difference": -back["difference"], "low": -back["high"], "high": -back["low"], "p_value": back["p_value"]}
+    swapped = {
+        "difference": -back["difference"],
+        "low": -back["high"],
+        "high": -back["low"],
+        "p_value": back["p_value"],
+    }
     assert forth == swapped
     of_errors = accuracy.mcnemar(~a, ~b, confidence)
     assert (of_errors["low"], of_errors["p_value"]) == (back["low"], back["p_value"])

@@ -122,7 +122,7 @@ def test_each_part_of_autoattack_leaves_no_more_than_the_one_before(here):
             assert of["all_low"] <= of["all"] <= of["all_high"]
             rows = table[(table["model"] == model) & (table["budget"] == budget)]
             assert rows["part"].tolist() == parts and rows["accuracy"].tolist() == pytest.approx(left, abs=1e-4)
-    assert found["standard"]["eps"]["all"] < found["robust"]["eps"]["all"]
+    assert found["standard"]["l2"]["all"] < found["robust"]["l2"]["all"]
 
 
 def test_an_interrupted_autoattack_goes_on_after_its_last_part(here, monkeypatch):
@@ -133,9 +133,9 @@ def test_an_interrupted_autoattack_goes_on_after_its_last_part(here, monkeypatch
     def cut_off(*given, **more):
         for part, alive in run(*given, **more):
             made.append(part)
-            yield part, alive
             if len(made) == 2:
                 raise KeyboardInterrupt
+            yield part, alive
 
     monkeypatch.setattr(autoattack.autoattack, "run", cut_off)
     with pytest.raises(KeyboardInterrupt):

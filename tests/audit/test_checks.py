@@ -71,6 +71,14 @@ def test_a_quantised_input_is_flagged(sound, subject):
     assert {"gradients_not_zero", "fgsm_raises_loss", "pgd_unbounded_reaches_zero"} <= found
 
 
+def test_attacks_that_stand_still_miss_what_is_planted(sound, subject, monkeypatch):
+    asked = subject(sound)
+    finding = CHECKS["planted_examples_found"](asked)
+    assert finding.passed and "chance 0.00" in finding.seen
+    monkeypatch.setattr(attacks.Linf, "step", lambda self, attacked, gradient, size: attacked)
+    assert failing("planted_examples_found", subject(sound))
+
+
 def test_a_random_model_is_flagged(sound, subject):
     assert failing("forward_repeats", subject(Wrapped(sound, before=lambda x: x + 0.1 * torch.randn_like(x))))
 
@@ -410,6 +418,7 @@ AT_EPS = {
     "transfer_weaker_than_pgd",
     "square_weaker_than_pgd",
     "gradients_agree_nearby",
+    "planted_examples_found",
 }
 NOTHING = {  # what a subject lacks, and the checks that have nothing to look at then
     "eps": ({"eps": 0.0}, AT_EPS),

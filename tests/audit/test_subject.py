@@ -55,7 +55,7 @@ def test_the_strongest_at_a_budget_is_the_same_whatever_eps_is(digits, sound, su
 def test_an_image_survives_if_it_does_so_from_every_start(sound, subject, monkeypatch, epsilons):
     """Starts that each break one class, told from the others by their seeds: as many as asked for, and no two alike."""
 
-    def breaking(model, image_set, eps, *, steps, seed, description):
+    def breaking(model, image_set, eps, *, seed, **_):
         return image_set.labels != seed
 
     monkeypatch.setattr(robustness, "pgd_correct", breaking)

@@ -72,6 +72,7 @@ def model_untouched(subject: Subject) -> Finding:
     return Finding(not changed, seen, "later figures are of another model")
 
 
+@needs_learnt
 @needs_eps
 @asked_if(lambda s: planted.has_features(s.model), "the model has no features that a planted example could be told by")
 def planted_examples_found(subject: Subject) -> Finding:
@@ -92,7 +93,9 @@ def planted_examples_found(subject: Subject) -> Finding:
     if found["chance"] > planted.LUCK:
         return Finding(None, f"{seen}: too easy to tell an attack from luck")
     sound = min(found["PGD"], found["margins"]) >= planted.SOUND
-    return Finding(sound, seen, "an attack misses what is known to be there: what it leaves is no measure of robustness")
+    return Finding(
+        sound, seen, "an attack misses what is known to be there: what it leaves is no measure of robustness"
+    )
 
 
 @needs_learnt
