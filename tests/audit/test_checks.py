@@ -72,9 +72,7 @@ def test_a_quantised_input_is_flagged(sound, subject):
 
 
 def test_attacks_that_stand_still_miss_what_is_planted(sound, subject, monkeypatch):
-    asked = subject(sound)
-    finding = CHECKS["planted_examples_found"](asked)
-    assert finding.passed and "chance 0.00" in finding.seen
+    assert CHECKS["planted_examples_found"](subject(sound)).passed
     monkeypatch.setattr(attacks.Linf, "step", lambda self, attacked, gradient, size: attacked)
     assert failing("planted_examples_found", subject(sound))
 

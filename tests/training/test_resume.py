@@ -15,8 +15,8 @@ from stages.common.training import resume
 from tests.small import RECIPE, SETTINGS, against, fit, new_model, parts, same, scripted
 
 # Epoch 2 seems immune to one step and falls to ten, so the best is epoch 1's and the budget shrinks; 3 is sound but
-# no better, and 4 is the best again
-UNDONE = {1: (0.9, 0.6, 0.5), 2: (0.9, 0.9, 0.1), 3: (0.9, 0.5, 0.4), 4: (0.9, 0.6, 0.45)}
+# no better, and 4 is worse than the first by more than fifty images can hide
+UNDONE = {1: (0.9, 0.6, 0.5), 2: (0.9, 0.9, 0.1), 3: (0.9, 0.5, 0.4), 4: (0.9, 0.6, 0.42)}
 OPPONENTS = {
     "plain": None,
     "robust": against(),
