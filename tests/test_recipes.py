@@ -76,10 +76,10 @@ def test_a_data_set(clone):
 
 
 def test_a_stage(clone):
-    assert ran(run(RECIPES["A stage"], clone)) == {"confusion"}
-    table = pd.read_csv(clone / "plots/confusion.csv")
+    assert ran(run(RECIPES["A stage"], clone)) == {"answers"}
+    table = pd.read_csv(clone / "plots/answers.csv")
     assert set(table.model) == {"standard", "robust"} and len(table) == 2 * metrics(clone, "data")["sizes"]["test"]
-    assert "plots/confusion.csv" in call(clone, "dvc", "plots", "show", "--json", "plots/confusion.csv").stdout
+    assert "plots/answers.csv" in call(clone, "dvc", "plots", "show", "--json", "plots/answers.csv").stdout
 
 
 def test_a_check(clone):

@@ -109,7 +109,7 @@ def test_autoattack_says_beforehand_that_it_needs_four_classes(tmp_path, monkeyp
 
 
 def test_a_variant_is_trained_and_its_row_says_so(few_digits):
-    row = variants.measure("widths 48/192/384", 0.1, 200, 1, 0)
+    row = variants.measure("widths 32/128/256", 0.1, 200, 1, 0)
     other = variants.measure("plain FGSM", 0.1, 200, 1, 1)
     assert all(0 <= found[figure] <= 1 for found in (row, other) for figure in ("clean", "fgsm", "pgd", "strongest"))
     fast = other | {"strongest": 0.4, "seed": 2, "overfitted": 3, "minutes": 0.5, "processor": "fast"}
@@ -117,7 +117,7 @@ def test_a_variant_is_trained_and_its_row_says_so(few_digits):
     head, _, best, worst = variants.table(rows).splitlines()
     assert head.endswith(f"minutes, {row['processor']} |") and best.endswith("| 7.0 |")
     assert best.startswith("| plain FGSM | 0.1 | 1 |") and "| 0.300 (0.200 to 0.400) | 1 of 2 |" in best
-    assert "widths 48/192/384" in worst and "| 0 of 1 |" in worst
+    assert "widths 32/128/256" in worst and "| 0 of 1 |" in worst
 
 
 @pytest.mark.parametrize("variant", ["hard swish for ReLU", "weights averaged"])

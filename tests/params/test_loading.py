@@ -170,7 +170,7 @@ def test_an_override_below_a_value_is_refused():
     ("key", "value", "change"),
     [
         ("eps", "1/0", ("eps: 0.05 ", "eps: 1/0 ")),
-        ("models.whitened_cnn.widths", [8, 0], ("widths: [32, 128, 256]", "widths: [8, 0]")),
+        ("models.whitened_cnn.widths", [8, 0], ("widths: [48, 192, 384]", "widths: [8, 0]")),
         ("targeted_sweep.target", "unicorn", ("  target:    ", "  target: unicorn  ")),
     ],
 )
