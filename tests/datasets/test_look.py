@@ -1,5 +1,6 @@
 """A look tells of the data what reading them gives, and refuses what reading them would, with no image decoded."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ def test_prepare_knows_how_many_training_images_there_will_be(own):
     count = sum(datasets.look(params.load()).images["train"].values())
     text = Path("params.yaml").read_text()
     for neighbours in (count + 1, count):
-        Path("params.yaml").write_text(text.replace("neighbours: 1", f"neighbours: {neighbours}"))
+        Path("params.yaml").write_text(re.sub(r"neighbours:\s+1\b", f"neighbours: {neighbours}", text))
         if neighbours > count:
             with pytest.raises(UserError, match=f"ood_eval.neighbours = {neighbours}: .* from 1 to {count}"):
                 prepare.main()
