@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from scripts.judgement import ATTACKS
 from stages.common import artifacts, figures, images
 from stages.common.artifacts import MODELS
 from stages.common.images import ImageSet
@@ -21,7 +22,7 @@ from stages.common.images import ImageSet
 OUT = Path("build/images")
 SHOWN = 10  # images a row
 # Columns of class names, which may be digits, or the word nan
-NAMES = ("class", *(f"{model}_{attack}" for model in MODELS for attack in ("clean", "pgd", "strongest")))
+NAMES = ("class", *(f"{model}_{attack}" for model in MODELS for attack in ATTACKS))
 
 
 def right(rows: pd.DataFrame, model: str, attack: str) -> pd.Series:

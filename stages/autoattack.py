@@ -7,9 +7,7 @@ Out: metrics/autoattack.json, the accuracy that each part and all before it leav
 A part attacks what the ones before it left. A run that was cut off goes on, started again, after its last whole part.
 """
 
-from pathlib import Path
-
-import torch
+from torch import Tensor
 
 from stages.common import (
     accuracy,
@@ -19,13 +17,14 @@ from stages.common import (
     device,
     errors,
     evaluation,
-    fingerprints,
     images,
     params,
+    work,
     workspace,
 )
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
+from stages.common.work import WorkFile
 
 
 def main() -> None:
@@ -41,49 +40,44 @@ def main() -> None:
 
     metrics: dict[str, dict[str, dict[str, float]]] = {name: {} for name in both}
     rows: list[dict[str, object]] = []
-    work: list[Path] = []
+    files: list[WorkFile] = []
     for name, model in both.items():
+        clean = evaluation.predictions(model, attacked.images) == attacked.labels
         for budget, (norm, eps) in budgets.items():
             told = (eps, norm.__name__, knobs.autoattack.queries, knobs.precision, knobs.seed)
-            run = fingerprints.of(told, [attacked], model.state_dict().values())
-            work.append(workspace.resume_folder() / f"autoattack-{run[:16]}.pt")
+            run = work.fingerprint(told, [attacked], model.state_dict().values())
+            files.append(WorkFile(workspace.resume_folder(), f"autoattack-{name}-{budget}", run))
             with attacks.searching(bfloat16=device.bfloat16(knobs.precision, where)):
-                left = survivors(model, attacked, eps, norm, knobs, work[-1])
+                left = {"clean": clean, **survivors(model, attacked, eps, norm, knobs, files[-1])}
             shares = {part: float(alive.double().mean()) for part, alive in left.items()}
-            of_all = accuracy.figures("all", list(left.values())[-1].numpy(), knobs.confidence)
+            of_all = accuracy.figures({"all": list(left.values())[-1]}, knobs.confidence)
             metrics[name][budget] = {**shares, **of_all}
             rows += [
                 {"model": name, "budget": budget, "eps": eps, "part": part, "accuracy": share}
                 for part, share in shares.items()
             ]
             said = ", ".join(f"{part} {share:.4f}" for part, share in shares.items())
-            print(
-                f"{name}: {norm.__name__} {eps:.4g}: {said} [{of_all['all_low']:.3f}, {of_all['all_high']:.3f}]",
-                flush=True,
-            )
+            interval = f"[{of_all['all_low']:.3f}, {of_all['all_high']:.3f}]"
+            print(f"{name}: {norm.__name__} {eps:.4g}: {said} {interval}", flush=True)
 
     artifacts.write_table(artifacts.PLOTS / "autoattack.csv", rows)
     artifacts.write_metrics(artifacts.METRICS / "autoattack.json", metrics)
-    for file in work:
-        file.unlink(missing_ok=True)
+    for file in files:
+        file.delete()
 
 
 def survivors(
-    model: Classifier, attacked: ImageSet, eps: float, norm: type[attacks.Ball], knobs: params.Params, file: Path
-) -> dict[str, torch.Tensor]:
-    """Which images are right clean, and after each part: bool (N,). `file` holds what an interrupted run has reached,
-    and is written after each part.
+    model: Classifier, attacked: ImageSet, eps: float, norm: type[attacks.Ball], knobs: params.Params, file: WorkFile
+) -> dict[str, Tensor]:
+    """Which images are right after each part: bool (N,). `file` holds what an interrupted run has reached, and is
+    written after each part.
     """
-    try:
-        done = artifacts.read_checkpoint(file) if file.is_file() else {}
-    except errors.UserError:  # damaged: begun again
-        done = {}
-    clean = evaluation.predictions(model, attacked.images) == attacked.labels
+    done: dict[str, Tensor] = (file.read() or {}).get("done", {})
     queries, seed = knobs.autoattack.queries, knobs.seed
     for part, alive in autoattack.run(model, attacked, eps, norm=norm, queries=queries, seed=seed, done=done):
         done[part] = alive
-        artifacts.write_checkpoint(file, done)
-    return {"clean": clean, **done}
+        file.write({"done": done})
+    return done
 
 
 if __name__ == "__main__":

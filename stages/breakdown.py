@@ -38,15 +38,16 @@ def main() -> None:
     taken = {name: {attack: found.argmax(1) for attack, found in by.items()} for name, by in logits.items()}
     right = {name: {attack: found == shown.labels for attack, found in by.items()} for name, by in taken.items()}
 
-    metrics: dict[str, object] = {name: {} for name in MODELS}
+    metrics: dict[str, object] = {}
+    sure: dict[str, Tensor] = {}  # confidence in the clean images (N,) [model]
     classes, confusion, reliability = [], [], []
     for name in MODELS:
         figures = {}
         for attack, correct in right[name].items():
             of = {"model": name, "attack": attack}
-            rows = accuracy.by_class(shown.labels.numpy(), correct.numpy(), shown.classes, knobs.confidence)
+            rows = accuracy.by_class(shown.labels, correct, shown.classes, knobs.confidence)
             worst = accuracy.worst(rows)
-            figures[attack] = accuracy.figures("accuracy", correct.numpy(), knobs.confidence)
+            figures[attack] = accuracy.figures({"accuracy": correct}, knobs.confidence)
             figures[attack]["worst_class"] = worst["accuracy"]
             classes += [{**of, **row} for row in rows]
             confusion += [{**of, **row} for row in shares(shown, taken[name][attack])]
@@ -54,18 +55,20 @@ def main() -> None:
         for attack in SURE:
             probabilities = calibration.probabilities_of(logits[name][attack])
             figures[attack]["ece"] = calibration.ece(probabilities, shown.labels)
+            if attack == "clean":
+                sure[name] = probabilities.amax(1)
             reliability += [
                 {"model": name, "attack": attack, **row} for row in calibration.reliability(probabilities, shown.labels)
             ]
         metrics[name] = figures
     metrics["robust_minus_standard"] = {
-        attack: accuracy.mcnemar(correct.numpy(), right["standard"][attack].numpy(), knobs.confidence)
+        attack: accuracy.mcnemar(correct, right["standard"][attack], knobs.confidence)
         for attack, correct in right["robust"].items()
     }
     artifacts.write_table(artifacts.PLOTS / "classes.csv", classes)
     artifacts.write_table(artifacts.PLOTS / "confusion.csv", confusion)
     artifacts.write_table(artifacts.PLOTS / "reliability.csv", reliability)
-    artifacts.write_table(artifacts.ROWS, list(each_image(chosen, shown, logits)))
+    artifacts.write_table(artifacts.ROWS, list(each_image(chosen, shown, taken, sure)))
     artifacts.write_metrics(artifacts.METRICS / "breakdown.json", metrics)
 
 
@@ -98,19 +101,17 @@ def shares(shown: ImageSet, taken: Tensor) -> Iterator[dict[str, object]]:
 
 
 def each_image(
-    chosen: Tensor, shown: ImageSet, logits: Mapping[str, Mapping[str, Tensor]]
+    chosen: Tensor, shown: ImageSet, taken: Mapping[str, Mapping[str, Tensor]], sure: Mapping[str, Tensor]
 ) -> Iterator[dict[str, object]]:
-    """A row an image: its place in the test set, its class, and by each model what it is taken for, how surely, and
-    what it is taken for under each attack.
+    """A row an image: its place in the test set, its class, and by each model what it is taken for under each attack
+    and how surely clean.
     """
     names = shown.classes
-    sure = {name: calibration.probabilities_of(by["clean"]).amax(1).tolist() for name, by in logits.items()}
-    taken = {name: {attack: found.argmax(1).tolist() for attack, found in by.items()} for name, by in logits.items()}
     for row, (place, label) in enumerate(zip(chosen.tolist(), shown.labels.tolist(), strict=True)):
         said: dict[str, object] = {"image": place, "class": names[label]}
-        for name in logits:
-            said |= {f"{name}_{attack}": names[found[row]] for attack, found in taken[name].items()}
-            said[f"{name}_confidence"] = sure[name][row]
+        for name, by_attack in taken.items():
+            said |= {f"{name}_{attack}": names[int(found[row])] for attack, found in by_attack.items()}
+            said[f"{name}_confidence"] = float(sure[name][row])
         yield said
 
 

@@ -23,7 +23,7 @@ def main() -> None:
         correct = corruptions.correct(model, shown, kinds, seed=knobs.seed)
         for kind, by_severity in zip(kinds, correct, strict=True):
             for severity, right in zip(corruptions.SEVERITIES, by_severity, strict=True):
-                low, high = accuracy.interval(right.numpy(), knobs.confidence)
+                low, high = accuracy.interval(right, knobs.confidence)
                 share = float(right.double().mean())
                 row = {"model": name, "kind": kind, "severity": severity, "accuracy": share, "low": low, "high": high}
                 rows.append(row)

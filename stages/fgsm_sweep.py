@@ -36,12 +36,10 @@ def main() -> None:
         }
 
         def at(eps: float, name: str = name) -> dict[str, float]:
-            found: dict[str, float] = {}
-            for attack, rows in correct[name].items():
-                found |= accuracy.figures(attack, rows[swept.index(eps)].numpy(), knobs.confidence)
-            return found
+            at_eps = {attack: rows[swept.index(eps)] for attack, rows in correct[name].items()}
+            return accuracy.figures(at_eps, knobs.confidence)
 
-        clean = accuracy.figures("clean", fgsm[0].numpy(), knobs.confidence)
+        clean = accuracy.figures({"clean": fgsm[0]}, knobs.confidence)
         metrics[name] = {**clean, **at(knobs.eps), "at_8_255": at(attacks.EIGHT)}
         said = "  ".join(f"{attack} {at(knobs.eps)[attack]:.4f}" for attack in COLUMNS)
         print(f"{name}: clean {clean['clean']:.4f}  at eps {knobs.eps:.4g}: {said}", flush=True)
@@ -51,8 +49,8 @@ def main() -> None:
     pairs = {"clean": ("fgsm", 0.0), **{attack: (attack, knobs.eps) for attack in COLUMNS}}
     metrics["robust_minus_standard"] = {
         key: accuracy.mcnemar(
-            correct["robust"][attack][swept.index(eps)].numpy(),
-            correct["standard"][attack][swept.index(eps)].numpy(),
+            correct["robust"][attack][swept.index(eps)],
+            correct["standard"][attack][swept.index(eps)],
             knobs.confidence,
         )
         for key, (attack, eps) in pairs.items()

@@ -24,16 +24,12 @@ def main() -> None:
     metrics: dict[str, dict[str, float]] = {}
     for label, model in both.items():
         predicted = robustness.fgsm_predictions(model, test, swept, target=target)
-        right, hit = predicted == test.labels, (predicted == target)[:, test.labels != target]
+        right, hit = predicted == test.labels, robustness.hits(predicted, test.labels, target)
         table[f"{label}_accuracy"] = right[listed].double().mean(1).numpy()
         table[f"{label}_target_rate"] = hit[listed].double().mean(1).numpy()
         row = swept.index(knobs.eps)
         of_each = {"accuracy": right[row], "target_rate": hit[row], "clean_target_rate": hit[0]}
-        metrics[label] = {
-            key: share
-            for figure, which in of_each.items()
-            for key, share in accuracy.figures(figure, which.numpy(), knobs.confidence).items()
-        }
+        metrics[label] = accuracy.figures(of_each, knobs.confidence)
         print(
             f"{label}: towards {name} at eps {knobs.eps:.4g}: accuracy {metrics[label]['accuracy']:.4f}, taken for "
             f"{name} {metrics[label]['target_rate']:.4f} (clean {metrics[label]['clean_target_rate']:.4f})",

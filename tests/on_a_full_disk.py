@@ -12,7 +12,7 @@ import yaml
 
 from stages.common import errors
 from stages.common.training import resume
-from tests.repository import ROOT, SMALL, call, new_repository, ran
+from tests.repository import FEW_JUDGED, ROOT, SMALL, call, new_repository, ran
 
 DISK = Path(os.environ["SMALL_DISK"])
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])  # each after those that it needs
@@ -23,12 +23,7 @@ SMALLER = {  # what is found does not matter here
     "fgsm_sweep.pgd_steps": "1",
     "ood_attack.detectors": "[max_logit]",
     "ood_attack.images": "10",
-    "breakdown.images": "20",
-    "autoattack.images": "4",
-    "autoattack.queries": "2",
-    "corruption_sweep.images": "10",
-    "certify.images": "2",
-    "certify.samples": "10",
+    **FEW_JUDGED,
     "audit.images": "10",
     "audit.pgd_steps": "1",
     "audit.square_images": "5",

@@ -31,6 +31,15 @@ SMALL = {  # a run of seconds; every key is one that a person might set
     "certify.samples": "50",
 }
 
+FEW_JUDGED = {  # what the stages that judge find does not matter
+    "breakdown.images": "20",
+    "autoattack.images": "4",
+    "autoattack.queries": "2",
+    "corruption_sweep.images": "10",
+    "certify.images": "2",
+    "certify.samples": "10",
+}
+
 
 def new_repository(folder: Path, knobs: dict[str, str]) -> Path:
     """A repository in `folder` with the files of the working tree but no results, and these parameters."""

@@ -71,6 +71,15 @@ def fit(
     )
 
 
+def all_right(digits: ImageSet) -> tuple[models.Classifier, Tensor, Tensor]:
+    """An untrained model, images, and the classes that it says: every image counts as classified correctly."""
+    torch.manual_seed(1)
+    model = models.build("whitened_cnn", channels=1, classes=digits.classes, widths=[8])
+    model.adapt(images.to_float(digits.images))
+    x = images.to_float(digits.take(torch.arange(40)).images)
+    return model.eval(), x, model(x).argmax(1)
+
+
 def against(settings: Settings = SETTINGS) -> Opponent:
     """Adversarial training as the pipeline does it."""
     return lambda model, val_set: Adversary(model, val_set, settings)

@@ -84,7 +84,7 @@ def test_a_tensor_an_array_and_a_list_are_one_sample(mask, confidence):
 
 def test_figures_are_the_accuracy_and_its_interval_by_name():
     low, high = accuracy.interval_of_count(3, 4, 0.9)
-    found = accuracy.figures("pgd", sample(3, 4), 0.9)
+    found = accuracy.figures({"pgd": sample(3, 4)}, 0.9)
     assert found == {"pgd": 0.75, "pgd_low": low, "pgd_high": high} and type(found["pgd"]) is float
 
 

@@ -57,7 +57,7 @@ def test_the_breakdown_s_tables_are_of_the_same_images(here, capsys):
         for attack in ("clean", "pgd", "strongest"):
             right = (rows[f"{model}_{attack}"] == rows["class"]).to_numpy()
             of = found[model][attack]
-            expected = accuracy.figures("accuracy", right, 0.95)
+            expected = accuracy.figures({"accuracy": right}, 0.95)
             assert {key: of[key] for key in expected} == pytest.approx(expected, abs=1e-4)
             by_class = classes[(classes["model"] == model) & (classes["attack"] == attack)]
             assert by_class["images"].sum() == 60
@@ -141,7 +141,7 @@ def test_an_interrupted_autoattack_goes_on_after_its_last_part(here, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         autoattack.main()
     (file,) = here.glob("data/resume/autoattack-*.pt")
-    assert list(artifacts.read_checkpoint(file)) == ["apgd_ce"]  # the second part was not written yet
+    assert list(artifacts.read_checkpoint(file)["done"]) == ["apgd_ce"]  # the second part was not written yet
     resumed = []
 
     def watched(*given, done, **more):
@@ -163,7 +163,7 @@ def test_the_l2_budget_is_one(here, monkeypatch):
         autoattack,
         "survivors",
         lambda model, attacked, eps, norm, knobs, file: (
-            asked.append((norm, eps)) or {"clean": torch.ones(20, dtype=torch.bool)}
+            asked.append((norm, eps)) or {"apgd_ce": torch.ones(20, dtype=torch.bool)}
         ),
     )
     autoattack.main()

@@ -43,6 +43,7 @@ def start(folder: Path, *options: str, say=None) -> subprocess.Popen:
             "PYTHONPATH": str(tools),
             "DVC_SITE_CACHE_DIR": str(folder.parent / "site"),
             "OMP_NUM_THREADS": "1",
+            "PYTHONHASHSEED": "0",  # of a part of the pipeline DVC takes siblings in the order of a set
         },
         stdout=say or log(folder).open("w"),
         stderr=subprocess.STDOUT,

@@ -9,7 +9,7 @@ import torch
 from stages.common import models
 from stages.common.errors import UserError
 from tests import pages
-from tests.repository import call, new_repository, ran
+from tests.repository import FEW_JUDGED, call, new_repository, ran
 
 PAGE = pages.read("your-model.md")
 PREPARE, EXAMINE, NAMES, MISNAMED, TRAIN, ADOPT = pages.commands(PAGE)
@@ -17,12 +17,7 @@ QUICK = {
     "audit.square_queries": "20",
     "ood_attack.images": "40",
     "ood_attack.pgd_steps": "2",
-    "breakdown.images": "20",
-    "autoattack.images": "4",
-    "autoattack.queries": "2",
-    "corruption_sweep.images": "10",
-    "certify.images": "2",
-    "certify.samples": "10",
+    **FEW_JUDGED,
     "datasets.folder.train_standard.epochs": "2",
     "datasets.folder.train_robust.epochs": "2",
 }

@@ -105,7 +105,7 @@ def listed(asked: Asked, classes: list[str] | None, account: Account) -> dict[st
 def clean(model: Classifier, test: ImageSet) -> list[str]:
     """Print clean accuracy on all images that were read; what to remark where it is near chance."""
     right = evaluation.predictions(model, test.images) == test.labels
-    low, high = accuracy.interval(right.numpy(), measure.CONFIDENCE)
+    low, high = accuracy.interval(right, measure.CONFIDENCE)
     shown = f"{float(right.double().mean()):.3f} [{low:.3f}, {high:.3f}]"
     print(f"clean accuracy {shown} of {len(test)} images in {len(test.classes)} classes", flush=True)
     near = evaluation.near_chance(low, evaluation.chance(test.labels))

@@ -35,9 +35,7 @@ def accuracies(subject: Subject) -> dict[str, Any]:
         "pgd": subject.pgd_once[subject.eps],
         "strongest": subject.strongest,
     }
-    found: dict[str, Any] = {}
-    for name, mask in right.items():
-        found |= accuracy.figures(name, mask.numpy(), CONFIDENCE)
+    found = accuracy.figures(right, CONFIDENCE)
     curves = {"fgsm": subject.fgsm, "fgsm_worst": subject.fgsm_worst, "pgd": subject.pgd}
     sweep = {name: [found["clean"], *(curve[eps] for eps in subject.budgets)] for name, curve in curves.items()}
     return {**found, "sweep": {"eps": [0.0, *subject.budgets], **sweep}}

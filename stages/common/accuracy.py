@@ -4,7 +4,7 @@
 interval, and `alpha`, the risk of a bound, lie in (0, 1). Anything else raises ValueError.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,13 @@ def interval(correct: ArrayLike, confidence: float) -> tuple[float, float]:
     return interval_of_count(int(right.sum()), len(right), confidence)
 
 
-def figures(name: str, correct: ArrayLike, confidence: float) -> dict[str, float]:
-    """The accuracy under `name`, and its interval under name_low and name_high: how metrics/ state it."""
-    low, high = interval(correct, confidence)
-    return {name: float(np.asarray(correct).mean()), f"{name}_low": low, f"{name}_high": high}
+def figures(correct: Mapping[str, ArrayLike], confidence: float) -> dict[str, float]:
+    """Each accuracy under its name, and its interval under name_low and name_high: how metrics/ state them."""
+    found: dict[str, float] = {}
+    for name, right in correct.items():
+        low, high = interval(right, confidence)
+        found |= {name: float(np.asarray(right).mean()), f"{name}_low": low, f"{name}_high": high}
+    return found
 
 
 def interval_of_count(count: int, images: int, confidence: float) -> tuple[float, float]:

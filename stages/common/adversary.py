@@ -251,8 +251,8 @@ class Adversary:
         return self.settings.undo_overfitting and bool(row["overfitted"] or row["collapsed"])
 
     def _robustness(self, budget: float) -> dict[str, float]:
-        """FGSM and PGD accuracy at eps with their gap at the budget that training has reached; what PGD on the loss and
-        on the margin, which PGD on the loss alone overrates models by, leave at the goal.
+        """FGSM and PGD accuracy at eps with their gap at the budget that training has reached; at the goal what PGD on
+        the loss, which flatters a model, and then on the margin leave.
 
         The gap says nothing above that budget: there even a plainly trained model withstands one step and not ten.
         """

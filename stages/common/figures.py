@@ -104,32 +104,33 @@ def fooled_grid(
     `guesses[model]` holds the confidences (N,) of the images in `ood` and the predicted labels (N,), which index
     `classes`; the class that an image is taken for stands below it.
     """
-    columns = min(columns, len(ood))
-    figure = _grid_figure("OOD images that fool each model most: true name, taken for", len(guesses), columns)
-    for row, (name, (confidences, predicted)) in zip(
-        figure.subplots(len(guesses), columns, squeeze=False), guesses.items(), strict=True
-    ):
+    columns, rows = min(columns, len(ood)), {}
+    for name, (confidences, predicted) in guesses.items():
         surest = torch.from_numpy(np.argsort(-np.asarray(confidences), kind="stable")[:columns].copy())
-        chosen = ood.take(surest)
-        names = [*classes, *ood.classes]  # true names behind the known ones, so that none is taken for right
-        batch = images.to_float(chosen.images)
-        _draw_row(row, batch, chosen.labels + len(classes), predicted[surest], names)
-        row[0].set_ylabel(name, fontsize=9)
-    return figure
+        rows[name] = (surest, predicted[surest])
+    title = "OOD images that fool each model most: true name, taken for"
+    return named_grid(title, rows, ood, known=classes, columns=columns)
 
 
 def named_grid(
-    title: str, rows: Mapping[str, tuple[Tensor, Tensor]], image_set: ImageSet, *, columns: int = 10
+    title: str,
+    rows: Mapping[str, tuple[Tensor, Tensor]],
+    image_set: ImageSet,
+    *,
+    known: Sequence[str] = (),
+    columns: int = 10,
 ) -> Figure:
     """A row of images by name, each image under its true name and above what it is taken for: `rows[name]` holds up to
-    `columns` indices (n,) of images in `image_set` and the predicted labels (n,).
+    `columns` indices (n,) of images in `image_set` and the predicted labels (n,), which index `known`, or where none
+    are given the set's own classes.
     """
     figure = _grid_figure(title, len(rows), columns)
+    names = [*known, *image_set.classes]  # true names behind the known ones, so that none is taken for right
     for axes, (name, (chosen, predicted)) in zip(
         figure.subplots(len(rows), columns, squeeze=False), rows.items(), strict=True
     ):
         some = image_set.take(chosen)
-        _draw_row(axes, images.to_float(some.images), some.labels, predicted, some.classes)
+        _draw_row(axes, images.to_float(some.images), some.labels + len(known), predicted, names)
         axes[0].set_ylabel(name, fontsize=9)
     return figure
 

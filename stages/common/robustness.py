@@ -26,7 +26,12 @@ def fgsm_predictions(
 
 def target_rate(predicted: Tensor, labels: Tensor, target: int) -> Tensor:
     """The share of the images of other classes that are taken for `target`, of predictions (k, N): float64 (k,)."""
-    return (predicted[:, labels != target] == target).double().mean(1)
+    return hits(predicted, labels, target).double().mean(1)
+
+
+def hits(predicted: Tensor, labels: Tensor, target: int) -> Tensor:
+    """Which of the M images of other classes are taken for `target`, of predictions (k, N): bool (k, M)."""
+    return predicted[:, labels != target] == target
 
 
 def pgd_correct(

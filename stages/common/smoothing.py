@@ -199,6 +199,6 @@ def curves(found: Bounds, radii: Sequence[float], confidence: float) -> Iterator
     """
     for radius in radii:
         for curve, right in {"certified": found.lower >= radius, "attacked": found.upper > radius}.items():
-            low, high = accuracy.interval(right.numpy(), confidence)
+            low, high = accuracy.interval(right, confidence)
             share = float(right.double().mean())
             yield {"radius": radius, "curve": curve, "accuracy": share, "low": low, "high": high}

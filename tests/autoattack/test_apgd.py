@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stages.common import attacks, images, models
+from stages.common import attacks, models
 from stages.common.audit import probes
 from stages.common.autoattack import apgd, apgd_targeted
 from stages.common.autoattack.apgd import checks, climb, ratio_of
+from tests.small import all_right
 
 
 def generator(seed=0):
@@ -30,12 +31,7 @@ both = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 
 @pytest.fixture(scope="module")
 def case(digits):
-    """A model, images, and the classes that it says."""
-    torch.manual_seed(1)
-    model = models.build("whitened_cnn", channels=1, classes=digits.classes, widths=[8])
-    model.adapt(images.to_float(digits.images))
-    x = images.to_float(digits.take(torch.arange(40)).images)
-    return model.eval(), x, model(x).argmax(1)
+    return all_right(digits)
 
 
 class Net(nn.Module):

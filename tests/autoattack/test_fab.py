@@ -8,20 +8,15 @@ from torch import nn
 from torchattacks import FAB
 from torchattacks.attacks.fab import projection_linf
 
-from stages.common import images, models
 from stages.common.audit import probes
 from stages.common.autoattack import fab
 from stages.common.autoattack.fab import to_plane
+from tests.small import all_right
 
 
 @pytest.fixture(scope="module")
 def case(digits):
-    """A model, images, and the classes that it says."""
-    torch.manual_seed(1)
-    model = models.build("whitened_cnn", channels=1, classes=digits.classes, widths=[8])
-    model.adapt(images.to_float(digits.images))
-    x = images.to_float(digits.take(torch.arange(40)).images)
-    return model.eval(), x, model(x).argmax(1)
+    return all_right(digits)
 
 
 # The projection

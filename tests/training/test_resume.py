@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from stages.common import artifacts
+from stages.common import artifacts, work
 from stages.common.training import resume
 from tests.small import RECIPE, SETTINGS, against, fit, new_model, parts, same, scripted
 
@@ -160,7 +160,7 @@ def test_few_work_files_of_runs_given_up_are_kept(tmp_path):
         file.touch()
         os.utime(file, (1e9 - age, 1e9 - age))
     resume.WorkFile(tmp_path, "standard", "0" * 64)
-    assert sorted(tmp_path.iterdir()) == sorted(files[: resume.ABANDONED] + files[20:])
+    assert sorted(tmp_path.iterdir()) == sorted(files[: work.ABANDONED] + files[20:])
     assert not (tmp_path / "absent").exists() and resume.WorkFile(tmp_path / "absent", "standard", "0" * 64)
 
 

@@ -5,6 +5,8 @@ where the model is confident. A model looks several points more robust to it tha
 for every wrong class in turn (Croce and Hein 2020). This does the same at the price of a PGD for each class.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from stages.common import attacks
 from stages.common.models import frozen
 
 MARGIN_CLASSES = 9  # the likeliest wrong ones, as many as AutoAttack goes for (Croce 2020): all of CIFAR-10's
+Towards = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, their labels and goals (n,) -> attacked images
 
 
 def multi_targeted(
@@ -35,32 +38,40 @@ def multi_targeted(
     attacks.check(images, labels, eps)
     if min(classes, steps) < 1:
         raise ValueError(f"classes and steps must be at least 1, got {classes} and {steps}")
-    found = images.clone()
+
+    def attack(x: Tensor, y: Tensor, goals: Tensor) -> Tensor:
+        ball = attacks.Linf(x, eps)
+        return attacks.hunt(model, y, lead_of(y, goals), ball, sizes, ball.start(generator))
+
+    sizes = [2 * eps * (1 - step / steps) ** 2 for step in range(steps)]
     with frozen(model):
-        with torch.no_grad():
-            logits = model(images)
-        wrong = logits.scatter(1, labels.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
-        alive = logits.argmax(1) == labels
-        for rank in range(min(classes, logits.shape[1] - 1)):
-            chosen = alive.nonzero().squeeze(1)
-            if len(chosen) == 0:
-                break
-            x, y = images[chosen], labels[chosen]
-            attacked = _climb(model, x, y, wrong[chosen, rank], eps, steps, generator)
-            with torch.no_grad():
-                broken = model(attacked).argmax(1) != y
-            found[chosen[broken]] = attacked[broken]
-            alive[chosen[broken]] = False
+        return towards_each(model, images, labels, classes, attack)
+
+
+def towards_each(model: nn.Module, images: Tensor, labels: Tensor, classes: int, attack: Towards) -> Tensor:
+    """Each image where `attack` first broke it on its way to its `classes` likeliest wrong classes, in turn; clean if
+    it was broken before, or never. `model` is one that `frozen` holds.
+    """
+    found = images.clone()
+    with torch.no_grad():
+        logits = model(images)
+    alive = (logits.argmax(1) == labels).nonzero().squeeze(1)
+    wrong = logits.scatter(1, labels.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
+    for rank in range(min(classes, logits.shape[1] - 1)):
+        if len(alive) == 0:
+            break
+        attacked = attack(images[alive], labels[alive], wrong[alive, rank])
+        left = attacks.withstood(model, attacked, labels[alive]).to(alive.device)
+        found[alive[~left]] = attacked[~left]
+        alive = alive[left]
     return found
 
 
-def _climb(
-    model: nn.Module, x: Tensor, y: Tensor, goal: Tensor, eps: float, steps: int, generator: torch.Generator
-) -> Tensor:
-    def margin(logits: Tensor, chosen: Tensor) -> Tensor:
-        wrong, right = goal[chosen].unsqueeze(1), y[chosen].unsqueeze(1)
-        return (logits.gather(1, wrong) - logits.gather(1, right)).squeeze(1)
+def lead_of(labels: Tensor, goals: Tensor) -> attacks.Value:
+    """How far an image's goal is above its label, in logits, of images with these `labels` and `goals` (N,)."""
 
-    sizes = [2 * eps * (1 - step / steps) ** 2 for step in range(steps)]
-    ball = attacks.Linf(x, eps)
-    return attacks.hunt(model, y, margin, ball, sizes, ball.start(generator))
+    def lead(logits: Tensor, chosen: Tensor) -> Tensor:
+        goal, right = (logits.gather(1, of[chosen].unsqueeze(1)).squeeze(1) for of in (goals, labels))
+        return goal - right
+
+    return lead

@@ -5,13 +5,13 @@ algorithm 1: the first steps are twice the budget, and an image's are halved, fr
 longer lead up. Lengths are rounded to whole steps as in the authors' code.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from stages.common import attacks
+from stages.common.audit.margins import lead_of, towards_each
 from stages.common.models import frozen
 
 MOMENTUM = 0.75  # share of the new direction in a step; the rest is the step before (alpha)
@@ -19,8 +19,6 @@ RISES = 0.75  # share of the steps since the last check that must have led up (r
 FIRST, SHORTER, SHORTEST = 0.22, 0.03, 0.06  # of all steps: up to the first check, each next less by, and at least
 FEWEST_CLASSES = 4  # logits that the targeted ratio looks at
 TINY = 1e-12  # against a division by 0
-
-Towards = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, their labels and goals (n,) -> attacked images
 
 
 def apgd(
@@ -79,35 +77,6 @@ def apgd_targeted(
 
     with frozen(model):
         return towards_each(model, images, labels, classes, attack)
-
-
-def towards_each(model: nn.Module, images: Tensor, labels: Tensor, classes: int, attack: Towards) -> Tensor:
-    """Each image where `attack` first broke it on its way to its `classes` likeliest wrong classes, in turn; clean if
-    it was broken before, or never. `model` is one that `frozen` holds.
-    """
-    found = images.clone()
-    with torch.no_grad():
-        logits = model(images)
-    alive = (logits.argmax(1) == labels).nonzero().squeeze(1)
-    wrong = logits.scatter(1, labels.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
-    for rank in range(min(classes, logits.shape[1] - 1)):
-        if len(alive) == 0:
-            break
-        attacked = attack(images[alive], labels[alive], wrong[alive, rank])
-        left = attacks.withstood(model, attacked, labels[alive]).to(alive.device)
-        found[alive[~left]] = attacked[~left]
-        alive = alive[left]
-    return found
-
-
-def lead_of(labels: Tensor, goals: Tensor) -> attacks.Value:
-    """How far an image's goal is above its label, in logits, of images with these `labels` and `goals` (N,)."""
-
-    def lead(logits: Tensor, chosen: Tensor) -> Tensor:
-        goal, right = (logits.gather(1, of[chosen].unsqueeze(1)).squeeze(1) for of in (goals, labels))
-        return goal - right
-
-    return lead
 
 
 def ratio_of(labels: Tensor, goals: Tensor) -> attacks.Value:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from stages.common import attacks
-from stages.common.autoattack.apgd import at_least_1, lead_of, look, towards_each
+from stages.common.audit.margins import lead_of, towards_each
+from stages.common.autoattack.apgd import at_least_1, look
 from stages.common.models import frozen
 
 BEYOND = 1.05  # of the way to the plane: a little too far, so as to land beyond the boundary (eta)
