@@ -34,7 +34,7 @@ examine: $(and $(MODEL),$(IMAGES),setup)   ## one classifier judged: make examin
 test: setup      ## every test, the pipeline on the digits included
 	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile
 
-repro: setup     ## the CIFAR study: an hour and a half on two cores
+repro: setup     ## the CIFAR study: about two hours on two cores
 	@python -m scripts.mend
 	dvc repro
 
