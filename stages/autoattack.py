@@ -15,10 +15,10 @@ from stages.common import (
     attacks,
     autoattack,
     device,
-    errors,
     evaluation,
     images,
     params,
+    stage,
     work,
     workspace,
 )
@@ -81,4 +81,4 @@ def survivors(
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    stage.run(main)

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from stages.common import accuracy, artifacts, attacks, calibration, device, errors, evaluation, images, params
+from stages.common import accuracy, artifacts, attacks, calibration, device, evaluation, images, params, stage
 from stages.common.artifacts import MODELS
 from stages.common.audit.margins import MARGIN_CLASSES, multi_targeted
-from stages.common.images import ImageSet
+from stages.common.images import Batch, ImageSet
 from stages.common.models import Classifier, frozen
 
 SURE = ("clean", "pgd")  # where a confidence is the model's own: the strongest attack stops at the first error
@@ -74,21 +74,25 @@ def main() -> None:
 
 def answers(model: Classifier, shown: ImageSet, eps: float, steps: int, seed: int) -> dict[str, Tensor]:
     """The model's logits (N, K) on the images clean, under PGD, and under the strongest attack; on the CPU."""
-    where = device.of(model)
-    generator = torch.Generator(where).manual_seed(seed)
-    found: dict[str, list[Tensor]] = {"clean": [], "pgd": [], "strongest": []}
-    for _, x, y in images.batches(shown.images, shown.labels, device=where, description="attacked"):
+
+    def answered(batch: Batch) -> dict[str, Tensor]:
+        _, _, x, y = batch
+        generator = batch.generator(seed)
         pgd = attacks.pgd(model, x, y, eps, steps=steps, generator=generator)
-        left = attacks.withstood(model, pgd, y).nonzero().squeeze(1).to(where)
+        left = attacks.withstood(model, pgd, y).nonzero().squeeze(1).to(x.device)
         strongest = pgd.clone()
         if len(left):
             strongest[left] = multi_targeted(
                 model, x[left], y[left], eps, classes=MARGIN_CLASSES, steps=steps, generator=generator
             )
         with frozen(model), torch.no_grad():
-            for attack, moved in (("clean", x), ("pgd", pgd), ("strongest", strongest)):
-                found[attack].append(model(moved.contiguous(memory_format=torch.channels_last)).cpu())
-    return {attack: torch.cat(parts) for attack, parts in found.items()}
+            moved = {"clean": x, "pgd": pgd, "strongest": strongest}
+            laid = {attack: each.contiguous(memory_format=torch.channels_last) for attack, each in moved.items()}
+            return {attack: model(each).cpu() for attack, each in laid.items()}
+
+    where = device.of(model)
+    found = images.each_batch(answered, shown.images, shown.labels, device=where, description="attacked")
+    return {attack: torch.cat([each[attack] for each in found]) for attack in found[0]}
 
 
 def shares(shown: ImageSet, taken: Tensor) -> Iterator[dict[str, object]]:
@@ -116,4 +120,4 @@ def each_image(
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    stage.run(main)

@@ -10,7 +10,7 @@ Every accuracy in metrics/ has its interval, and the two models are compared on 
 
 from torch import Tensor
 
-from stages.common import accuracy, artifacts, attacks, device, errors, evaluation, figures, images, params, robustness
+from stages.common import accuracy, artifacts, attacks, device, evaluation, figures, images, params, robustness, stage
 
 COLUMNS = {"fgsm": "", "fgsm_worst": "_worst", "pgd": "_pgd"}  # in the table, behind the model's name
 
@@ -60,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    stage.run(main)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from stages.common import artifacts, detection, device, errors, evaluation, figures, images, params
+from stages.common import artifacts, detection, device, evaluation, figures, images, params, stage
 from stages.common.artifacts import MODELS
 from stages.common.detection import detectors, tables
 from stages.common.detection.scores import Options
@@ -122,4 +122,4 @@ def report(
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    stage.run(main)

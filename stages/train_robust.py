@@ -6,7 +6,7 @@ Out: data/checkpoints/robust.pt, metrics/train_robust.json, plots/training_robus
 
 from typing import Any
 
-from stages.common import artifacts, attacks, device, errors, evaluation, images, params, training
+from stages.common import artifacts, attacks, device, evaluation, images, params, stage, training
 from stages.common.adversary import Adversary, Settings
 
 
@@ -41,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    stage.run(main)

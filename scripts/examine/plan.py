@@ -127,7 +127,7 @@ def rehearse(knobs: Params, classes: Sequence[str], ood: bool) -> Cost:
 def timed(model: Classifier, image_set: ImageSet) -> Speed:
     """How fast the model is on one batch of these images, warm."""
     batches = images.batches(image_set.images, image_set.labels, device=device.of(model), description="timed")
-    _, x, y = next(batches)
+    _, _, x, y = next(batches)
 
     def seconds(call: Any) -> float:
         call()

@@ -14,7 +14,7 @@ from torch import Tensor
 from stages.common import attacks, device, images
 from stages.common.detection import scores
 from stages.common.detection.scores import FitData, Options, Score
-from stages.common.images import ImageSet
+from stages.common.images import Batch, ImageSet
 from stages.common.models import Classifier, frozen
 from stages.common.params import Params
 
@@ -162,13 +162,13 @@ def see(
     description: str = "see",
 ) -> dict[str, Output]:
     """The views `names` of a whole set, on the CPU: everything that any detector needs to score it."""
-    found: dict[str, list[Output]] = {name: [] for name in names}
-    for _, batch in images.batches(image_set.images, device=device.of(model), description=description):
-        for name, output in views(model, batch, sight, names).items():
-            found[name].append(output)
-    return {
-        name: Output(*(torch.cat(side).cpu() for side in zip(*parts, strict=True))) for name, parts in found.items()
-    }
+
+    def seen(batch: Batch) -> dict[str, Output]:
+        found = views(model, batch.x, sight, names)
+        return {name: Output(output.logits.cpu(), output.features.cpu()) for name, output in found.items()}
+
+    found = images.each_batch(seen, image_set.images, device=device.of(model), description=description)
+    return {name: Output(*map(torch.cat, zip(*(each[name] for each in found), strict=True))) for name in names}
 
 
 def fit_on(
