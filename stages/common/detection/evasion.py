@@ -66,7 +66,7 @@ def _noisy(
         for eps in budgets:
             moved = attacks.sign_noise(batch.x, eps, generator=generator).contiguous(memory_format=torch.channels_last)
             rows.append(detectors.score(fitted, detectors.views(model, moved, sight, needed)))
-        return {name: np.stack([row[name].cpu().numpy() for row in rows]) for name in fitted}
+        return {name: np.stack([row[name].numpy() for row in rows]) for name in fitted}
 
     with frozen(model):
         found = images.each_batch(noisy, image_set.images, device=device.of(model), description="noise")
