@@ -25,6 +25,7 @@ RECIPE = training.Recipe(
     early_size=None,
     bfloat16=False,
     compile=False,
+    sync_batchnorm=False,
     seed=0,
 )
 SETTINGS = Settings(

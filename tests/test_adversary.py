@@ -44,11 +44,11 @@ ONE_STEP = ("n-fgsm", "rs-fgsm", "fgsm")
 
 
 def learner(model, smoothing=0.0):
-    return training.Learner(model, partial(F.cross_entropy, label_smoothing=smoothing))
+    return training.Learner(model, model, partial(F.cross_entropy, label_smoothing=smoothing))
 
 
 def duel(model, eps, *, seed=0, **changes):
-    given = {"noise": 2.0, "steps": 3, "share": 1.0} | changes
+    given = {"noise": 2.0, "steps": 3, "total": 0} | changes
     generator = torch.Generator().manual_seed(seed)
     return Duel(model=model, learner=learner(model), eps=eps, generator=generator, **given)
 
@@ -61,7 +61,7 @@ def attacked_by(name, at, x, y):
         starts.append(attacked.clone())
         return climbed(attacked)
 
-    return METHODS[name].attack(at, uphill, x.clone()), starts
+    return METHODS[name].attack(at._replace(total=len(x)), uphill, x.clone()), starts
 
 
 def slope_sign(model, x, y):
@@ -176,7 +176,7 @@ def test_the_method_that_is_named_is_the_one_that_trains(digits, monkeypatch):
     opponent = Adversary(model, val_set, replace(SETTINGS, attack="own"))
     logits, loss = opponent.objective(under, x, y, at)
     ((seen, count),) = given
-    assert (count, seen.eps, seen.noise, seen.steps, seen.share) == (48, 0.05, 2.0, 3, 0.75)
+    assert (count, seen.eps, seen.noise, seen.steps, seen.total) == (48, 0.05, 2.0, 3, 48)
     assert seen.generator is at.generator  # the epoch's own randomness, which a resumed run has again
     mixed = model(torch.cat([1 - x[:48], x[48:]]))  # a quarter stays clean
     torch.testing.assert_close(logits, mixed)
@@ -268,7 +268,7 @@ def test_trades_attacks_the_divergence_and_knows_no_label():
         return start
 
     for y in (torch.zeros(12, dtype=torch.int64), torch.full((12,), 2)):
-        adversary.learn_trades(METHODS["trades"]._replace(attack=attack), duel(model, 0.1), x, y)
+        adversary.learn_trades(METHODS["trades"]._replace(attack=attack), duel(model, 0.1, total=12), x, y)
     torch.testing.assert_close(slopes[0], slopes[1])
     assert torch.equal(slopes[0], slopes[2]) and (slopes[0] != 0).all()
 
@@ -293,7 +293,7 @@ def test_a_training_attack_s_gradients_are_of_its_learner_s_precision(digits, bf
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             return model(images).float()
 
-    at = duel(model, 0.1)._replace(learner=training.Learner(forward, F.cross_entropy))
+    at = duel(model, 0.1)._replace(learner=training.Learner(forward, forward, F.cross_entropy))
     slope = at.uphill(lambda logits: F.cross_entropy(logits, y, reduction="none"))(x)
     exact = attacks.input_gradient(model, x, y)
     assert slope.dtype == torch.float32 and torch.equal(slope, exact) == (not bfloat16)

@@ -1,8 +1,7 @@
-"""How a stage starts and ends: no arguments but --help, one message for a person, the status that shells expect."""
+"""How a command ends: one message for a person, the status that shells expect."""
 
 import errno
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,8 +11,6 @@ import pytest
 from stages.common import errors
 from stages.common.errors import UserError
 from tests.repository import ROOT
-
-STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
 
 
 @pytest.fixture(autouse=True)
@@ -44,50 +41,6 @@ def test_a_reader_that_has_gone_ends_it_without_a_traceback():
     process.stdout.close()
     assert process.wait() == 141 and process.stderr.read() == b""
     process.stderr.close()
-
-
-# Arguments
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_help_prints_the_docstring_and_runs_nothing(stage, monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)  # where nothing could run: there is no params.yaml
-    module = __import__(f"stages.{stage}", fromlist=["main"])
-    monkeypatch.setattr(sys, "argv", [f"{stage}.py", "--help"])
-    with pytest.raises(SystemExit) as ended:
-        errors.run_stage(module.main)
-    assert ended.value.code == 0
-    said = capsys.readouterr().out
-    assert module.__doc__.strip() in said and f"python -m stages.{stage}" in said and "params.yaml" in said
-
-
-def test_help_of_a_stage_as_it_is_run(tmp_path):
-    """There the module is called __main__."""
-    command = [sys.executable, "-m", "stages.prepare", "--help"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert (
-        done.stdout.startswith("usage: python -m stages.prepare") and "Read the data set of params.yaml" in done.stdout
-    )
-
-
-@pytest.mark.parametrize("arguments", [["--dataset", "digits"], ["digits"], ["--eps=0.1"], ["-S", "eps=0.1"], [""]])
-def test_arguments_are_refused_before_anything_runs(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["stage.py", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        errors.run_stage(lambda: pytest.fail("it runs all the same"))
-    assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert "usage:" in said and "unrecognized arguments" in said and arguments[-1] in said
-
-
-def test_without_arguments_a_stage_runs(monkeypatch):
-    ran = []
-    monkeypatch.setattr(sys, "argv", ["stage.py"])
-    errors.run_stage(lambda: ran.append(True))
-    assert ran == [True]
 
 
 # Ends
@@ -152,95 +105,6 @@ thread.join()
     assert out.strip() == b"ran" and not err
 
 
-# At work once, and no longer than DVC
-
-STAGE = """import os, select, sys, time
-from stages.common import errors
-def main():
-    print("at work", os.getpid(), flush=True)
-    select.select([sys.stdin], [], [], 30)  # until its input ends
-    print("done", flush=True)
-if __name__ == "__main__":
-    while "LOADING" in os.environ and os.path.exists("/proc/" + os.environ["DVC"]):
-        time.sleep(0.01)
-    errors.run_stage(main)
-"""
-
-
-def stage(folder, *wrapper, **env):
-    """The stage `work` of the project in `folder`, started by `wrapper`."""
-    folder.mkdir(exist_ok=True)
-    (folder / "work.py").write_text(STAGE)
-    env = os.environ | {"PYTHONPATH": str(ROOT)} | env
-    pipe = subprocess.PIPE
-    command = [*wrapper, sys.executable, "work.py"]
-    return subprocess.Popen(command, cwd=folder, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked there")
-def test_a_stage_is_at_work_once_in_a_folder(tmp_path):
-    first = stage(tmp_path / "one")
-    assert first.stdout.readline() == f"at work {first.pid}\n"
-    second, elsewhere = stage(tmp_path / "one"), stage(tmp_path / "other")
-    out, err = second.communicate()
-    where = f" (process {first.pid})" if sys.platform == "linux" else ""
-    assert err == f"error: work is at work already in this folder{where}; wait for it or stop it\n"
-    assert second.returncode == 1 and not out
-    assert elsewhere.communicate()[0].startswith("at work")
-    first.kill()  # the lock goes with its process
-    first.communicate()
-    assert stage(tmp_path / "one").communicate()[0].startswith("at work")
-    assert {path.name for path in (tmp_path / "one").iterdir()} == {"work.py"}
-
-
-def test_a_file_system_without_locks_stops_no_stage(tmp_path, monkeypatch):
-    fcntl = pytest.importorskip("fcntl")
-
-    def refuse(file, kind):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    ran = []
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr(sys, "argv", ["stage.py"])
-    monkeypatch.chdir(ROOT)
-    errors.run_stage(lambda: ran.append(True))
-    assert ran == [True]
-
-
-def launcher(shell, then):
-    """Starts a stage as DVC does, in its own session, and then waits for it or ends at once."""
-    begin = "import os, subprocess, sys; os.setsid(); os.environ.update(DVC_STAGE='work', DVC=str(os.getpid()))"
-    return [sys.executable, "-c", f"{begin}; subprocess.Popen({shell} + sys.argv[1:]){then}"]
-
-
-SHELLS = pytest.mark.parametrize(
-    "shell", [[], ["sh", "-c", '"$@"; exit $?', "sh"]], ids=["started by DVC", "by a shell that stays between"]
-)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when another process ends")
-@SHELLS
-def test_a_stage_ends_with_the_dvc_that_started_it(tmp_path, shell):
-    dvc = stage(tmp_path, *launcher(shell, ".wait()"))
-    assert dvc.stdout.readline().startswith("at work")
-    dvc.kill()
-    assert dvc.stdout.read() == dvc.stderr.read() == ""  # until the stage too has closed them
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who takes in orphans")
-@SHELLS
-def test_a_stage_whose_dvc_died_while_it_loaded_does_nothing(tmp_path, shell):
-    dvc = stage(tmp_path, *launcher(shell, ""), LOADING="1")
-    dvc.wait()
-    assert dvc.stdout.read() == dvc.stderr.read() == ""
-
-
-def test_a_stage_that_dvc_runs_is_left_alone(tmp_path):
-    dvc = stage(tmp_path, *launcher([], ".wait()"))
-    out, err = dvc.communicate()
-    assert out.startswith("at work") and out.endswith("done\n") and not err
-
-
 # Letters
 
 
@@ -271,9 +135,3 @@ errors.run(main)
     out, err = process.communicate()
     assert process.returncode == 1 and b"Traceback" not in err, err
     assert shown in out and shown in err and err.startswith(b"error: ")
-
-
-def test_every_stage_starts_by_run_stage():
-    for stage in STAGES:
-        text = (ROOT / f"stages/{stage}.py").read_text(encoding="utf-8")
-        assert re.search(r'^if __name__ == "__main__":\n    errors\.run_stage\(main\)\n\Z', text, re.M), stage

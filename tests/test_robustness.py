@@ -79,9 +79,10 @@ def test_survivors_are_those_that_pgd_at_each_budget_left_correct(model, held_ou
 @pytest.mark.parametrize("eps", [0.02, 0.05, 0.1])
 def test_no_image_that_plain_pgd_breaks_is_counted_as_correct(model, held_out, small_batches, eps):
     """From the same starts: what is broken on the way stays broken, so that the count is never above PGD's own."""
-    generator, plain = torch.Generator().manual_seed(3), []
-    for _, x, y in images.batches(held_out.images, held_out.labels, device=torch.device("cpu"), description="PGD"):
-        plain.append(attacks.withstood(model, attacks.pgd(model, x, y, eps, steps=6, generator=generator), y))
+    plain = []
+    for batch in images.batches(held_out.images, held_out.labels, device=torch.device("cpu"), description="PGD"):
+        attacked = attacks.pgd(model, batch.x, batch.y, eps, steps=6, generator=batch.generator(3))
+        plain.append(attacks.withstood(model, attacked, batch.y))
     correct = robustness.pgd_correct(model, held_out, eps, steps=6, seed=3)
     assert not (correct & ~torch.cat(plain)).any() and 0 < int(correct.sum()) < len(held_out)
 

@@ -22,8 +22,8 @@ def test_images_that_were_given_back_are_read_again(written):
     for part in (image_set.images, image_set.images[7:20], image_set.images[3], image_set.images[:, 1:]):
         images.give_back(part)
         assert torch.equal(image_set.images, pixels)
-    for part, batch in images.batches(image_set.images, device=torch.device("cpu"), description="test"):
-        assert torch.equal(batch, pixels[part].float() / 255)
+    for batch in images.batches(image_set.images, device=torch.device("cpu"), description="test"):
+        assert torch.equal(batch.x, pixels[batch.part].float() / 255)
 
 
 def test_what_was_written_to_a_set_is_kept(written):
@@ -73,5 +73,5 @@ def test_neighbours_on_a_map_are_not_copied(written):
 def test_batches_of_large_images_are_small(side, size):
     pixels = torch.zeros(1, 3, side, side, dtype=torch.uint8).expand(501, -1, -1, -1)
     assert images.batch_size(pixels) == size
-    part, batch = next(images.batches(pixels, device=torch.device("cpu"), description="test"))
-    assert len(batch) == size and part == slice(0, size)
+    batch = next(images.batches(pixels, device=torch.device("cpu"), description="test"))
+    assert len(batch.x) == size and batch.part == slice(0, size)
