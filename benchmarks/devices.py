@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from benchmarks import common
-from stages.common import artifacts, attacks, device, evaluation, params, robustness, training
+from stages.common import attacks, device, evaluation, params, robustness, training
 from stages.common.adversary import Adversary, Settings
 from stages.common.errors import run
 from stages.common.images import ImageSet
@@ -103,13 +103,15 @@ def table(rows: pd.DataFrame) -> str:
 
 def main() -> None:
     quick = common.asked_quick(__doc__)
-    found = pd.DataFrame(measured(quick))
-    if not quick:
-        known = pd.read_csv(TABLE) if TABLE.is_file() else found.iloc[:0]
-        found = pd.concat([known[~known.device.isin(found.device)], found])
-        artifacts.write_table(TABLE, found, places=3)
-        common.put_table(DOCUMENT, START, END, table(found))
-    print(table(found))
+    rows = list(measured(quick))
+    if quick:
+        print(table(pd.DataFrame(rows)))
+        return
+    for row in rows:
+        common.put_row(TABLE, row, ("device", "net"), places=3)
+    shown = table(pd.read_csv(TABLE))
+    common.put_table(DOCUMENT, START, END, shown)
+    print(shown)
 
 
 if __name__ == "__main__":

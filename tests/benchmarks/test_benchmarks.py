@@ -11,9 +11,11 @@ from benchmarks import (
     audit,
     autoattack,
     common,
+    devices,
     frontier,
     large,
     ood,
+    ranks,
     scaling,
     sweep,
     time_to_accuracy,
@@ -76,6 +78,18 @@ def test_large_images_are_evaluated_attacked_and_trained_on_by_both_nets():
     found = large.measure(quick=True)
     assert len(found) == 2 and all(len(row) == 3 and min(row.values()) > 0 for row in found.values())
     assert large.table(found).count("\n") == 3
+
+
+def test_a_device_trains_and_attacks_both_nets():
+    rows = pd.DataFrame(devices.measured(quick=True))
+    assert list(rows.net) == ["whitened_cnn", "resnet18"] and (rows[["standard", "robust", "pgd"]] > 0).all(axis=None)
+    assert devices.table(rows).count("\n") == 3
+
+
+def test_ranks_and_one_process_do_the_same_work():
+    found = {str(processes): ranks.measured(processes, 1, quick=True) for processes in (1, 2)}
+    assert found["1"].keys() == found["2"].keys() and min(min(row.values()) for row in found.values()) > 0
+    assert ranks.table(found).count("\n") == 3
 
 
 def test_both_recipes_reach_the_goal():
