@@ -45,19 +45,37 @@ def pgd_correct(
     norm: type[attacks.Ball] = attacks.Linf,
     description: str = "PGD",
 ) -> Tensor:
-    """Which images PGD at `eps`, a budget in `norm`, leaves correct: bool (N,).
+    """Which images PGD at `eps`, a budget in `norm`, leaves correct: bool (N,). See `pgd_predictions`."""
+    predicted = pgd_predictions(
+        model, image_set, eps, steps=steps, seed=seed, climbed=climbed, norm=norm, description=description
+    )
+    return predicted == image_set.labels
+
+
+def pgd_predictions(
+    model: nn.Module,
+    image_set: ImageSet,
+    eps: float,
+    *,
+    steps: int,
+    seed: int,
+    climbed: attacks.Climbed = attacks.loss_of,
+    norm: type[attacks.Ball] = attacks.Linf,
+    description: str = "PGD",
+) -> Tensor:
+    """Predictions int64 (N,) under PGD at `eps`, a budget in `norm`.
 
     It is `attacks.pgd`, but for what is broken on the way, which counts and is left alone from then on.
     """
     where = device.of(model)
     generator = torch.Generator(where).manual_seed(seed)
-    correct = torch.empty(len(image_set), dtype=torch.bool)
+    predicted = torch.empty(len(image_set), dtype=torch.int64)
     for part, x, y in images.batches(image_set.images, image_set.labels, device=where, description=description):
         attacked = attacks.pgd_until_broken(
             model, x, y, eps, steps=steps, climbed=climbed, generator=generator, norm=norm
         )
-        correct[part] = attacks.withstood(model, attacked, y)
-    return correct
+        predicted[part] = attacks.answers(model, attacked)
+    return predicted
 
 
 def pgd_survivors(model: nn.Module, image_set: ImageSet, epsilons: Sequence[float], *, steps: int, seed: int) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from stages.common import attacks, device, evaluation, images, robustness
 from stages.common.audit import guessing, probes
-from stages.common.audit.margins import MARGIN_CLASSES, multi_targeted
 from stages.common.audit.square import square_attack
+from stages.common.audit.strongest import Found, by_pgd, strongest_attack
 from stages.common.images import ImageSet
 from stages.common.params import Params
 
@@ -111,7 +111,15 @@ class Subject:
     @cached_property
     def pgd_once(self) -> dict[float, Tensor]:
         """Which images PGD from one start leaves correct at each of the budgets: bool (N,)."""
-        return {eps: self.pgd_survivors(eps, self.pgd_steps, self.seed, self.correct) for eps in self.budgets}
+        return {eps: taken == self.image_set.labels for eps, taken in self._pgd_taken.items()}
+
+    @cached_property
+    def _pgd_taken(self) -> dict[float, Tensor]:
+        """What images are taken for under PGD from one start at each of the budgets: int64 (N,)."""
+        return {eps: self._from_first_start(eps) for eps in self.budgets}
+
+    def _from_first_start(self, eps: float) -> Tensor:
+        return by_pgd(self.model, self.image_set, eps, self.predictions, steps=self.pgd_steps, seeds=[self.seed])
 
     @cached_property
     def pgd(self) -> dict[float, float]:
@@ -137,47 +145,37 @@ class Subject:
     @cached_property
     def pgd_restarted(self) -> Tensor:
         """Which images survive PGD at eps from every one of the starts: bool (N,)."""
-        return self.restarted_at(self.eps)
+        return self._attacked.restarted == self.image_set.labels
 
     @cached_property
     def strongest(self) -> Tensor:
         """Which images survive all that is tried here with gradients at eps: bool (N,)."""
-        return self._margins_at(self.eps, self.pgd_restarted)
+        return self._attacked.strongest == self.image_set.labels
+
+    @cached_property
+    def _attacked(self) -> Found:
+        return self._attacked_at(self.eps)
 
     @cached_property
     def pgd_l2(self) -> Tensor:
         """Which images survive PGD within `eps_l2` by the Euclidean norm: bool (N,)."""
         return self.pgd_survivors(self.eps_l2, self.pgd_steps, self.seed, self.correct, attacks.L2)
 
-    @cached_property
-    def worst_of_norms(self) -> Tensor:
-        """Which images survive the strongest attack at eps and PGD in L2 as well: bool (N,)."""
-        return self.strongest & self.pgd_l2
-
-    def restarted_at(self, eps: float) -> Tensor:
-        """Which images survive PGD at `eps` from every one of the starts: bool (N,)."""
-        if eps == 0:
-            return self.correct
-        alive = self.pgd_once[eps] if eps in self.budgets else self.correct
-        for restart in range(1 if eps in self.budgets else 0, self.restarts):
-            alive = self.pgd_survivors(eps, self.pgd_steps, self.seed + restart, alive)
-        return alive
+    def worst_of_norms(self, survivors: Tensor) -> Tensor:
+        """Which images survive PGD in L2 as well as what has left `survivors`, bool (N,): bool (N,)."""
+        return survivors & self.pgd_l2
 
     def strongest_at(self, eps: float) -> Tensor:
         """Which images survive PGD's starts and then the attack on every margin at `eps`: bool (N,)."""
-        return self.strongest if eps == self.eps else self._margins_at(eps, self.restarted_at(eps))
+        return self.strongest if eps == self.eps else self._attacked_at(eps).strongest == self.image_set.labels
 
-    def _margins_at(self, eps: float, alive: Tensor) -> Tensor:
-        """Which of the images `alive` survive the attack on every margin too: bool (N,)."""
-        alive = alive.clone()
-        chosen = alive.nonzero().squeeze(1)
-        generator = self.generator()
-        for part, x, y in self._batches(self.image_set.take(chosen)):
-            attacked = multi_targeted(
-                self.model, x, y, eps, classes=MARGIN_CLASSES, steps=self.pgd_steps, generator=generator
-            )
-            alive[chosen[part]] = attacks.withstood(self.model, attacked, y)
-        return alive
+    def _attacked_at(self, eps: float) -> Found:
+        if eps == 0:
+            return Found(self.predictions, self.predictions)
+        first = self._pgd_taken[eps] if eps in self.budgets else self._from_first_start(eps)
+        return strongest_attack(
+            self.model, self.image_set, eps, first, steps=self.pgd_steps, restarts=self.restarts, seed=self.seed
+        )
 
     @cached_property
     def transfer(self) -> dict[float, float]:
