@@ -61,7 +61,7 @@ seeds: setup     ## mean and interval of every figure over N seeds (make seeds N
 	python -m scripts.seeds $(or $(N),3)
 
 # Of some six hundred columns `dvc exp show` keeps the parameters that differ and these figures of each model.
-NOISE := ^(Created|rev|typ|parent|State|Executor|(stages|data|metrics|plots)/.*|(sizes|base_rate|fingerprint|val_|epoch|trained_eps|robust_minus).*|.*_epochs|(standard|robust)\.(?!(clean|fgsm|pgd|max_logit\.auroc|failed)$$).*)$$
+NOISE := ^(Created|rev|typ|parent|State|Executor|(stages|data|metrics|plots)/.*|(sizes|base_rate|fingerprint|val_|epoch|trained_eps|robust_minus).*|.*_(epochs|low|high)|(standard|robust)\.(?!(clean|fgsm|pgd|max_logit\.auroc|failed)$$).*)$$
 experiments: setup   ## the experiments of this commit: what was turned, and the headline figures
 	@dvc exp show --md --only-changed --drop '$(NOISE)'
 

@@ -3,8 +3,8 @@
     python -m scripts.images_table      # or make images-table
 
 Ten images a model, the most telling ones first. Of test images: the surest errors, the surest of those that the
-strongest attack breaks and of those that survive it, and what the smallest budgets change. Of the detector that tells OOD
-images best: the OOD images that it takes for known ones, and the known ones that it takes for OOD.
+strongest attack breaks and of those that survive it, and what the smallest budgets change. Of the detector that tells
+OOD images best: the OOD images that it takes for known ones, and the known ones that it takes for OOD.
 """
 
 from collections.abc import Callable
