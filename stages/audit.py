@@ -1,6 +1,6 @@
 """Ask of both models, and of the attacks on them, whether the figures of the other stages may be believed.
 
-In:  data/prepared/test.npz, data/checkpoints/{standard,robust}.pt
+In:  data/prepared/test.npz, data/checkpoints/{standard,robust}.pt, metrics/certify.json
 Out: metrics/audit.json (1 or 0 for each check that had something to look at, how many passed, warned and failed,
      accuracy at eps and at 8/255 under the strongest attack, and the median of the smallest budgets that change a
      prediction),
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stages.common import artifacts, attacks, device, errors, evaluation, figures, images, params, rows
 from stages.common.artifacts import MODELS
-from stages.common.audit import probes, verdicts
+from stages.common.audit import certificate, probes, verdicts
 from stages.common.audit.finding import VERDICTS
 from stages.common.audit.subject import Subject
 
@@ -40,7 +40,12 @@ def main() -> None:
     with attacks.searching(bfloat16=device.bfloat16(knobs.precision, where)):
         for name, other in (MODELS, MODELS[::-1]):
             subject = Subject.from_params(
-                knobs, model=both[name], other=both[other], defended=name == "robust", image_set=audited
+                knobs,
+                model=both[name],
+                other=both[other],
+                defended=name == "robust",
+                image_set=audited,
+                certificate=certificate.read(artifacts.METRICS / "certify.json", name),
             )
             print(f"{name} model, {len(audited)} test images", flush=True)
             made = verdicts.printed(verdicts.judge(subject))

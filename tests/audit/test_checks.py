@@ -10,6 +10,7 @@ from torch import nn
 
 from stages.common import attacks
 from stages.common.audit import attack_checks, margins, square
+from stages.common.audit.certificate import Certificate
 from stages.common.audit.checks import CHECKS
 from stages.common.audit.finding import VERDICTS, Finding, asked_if
 from stages.common.audit.subject import Subject
@@ -251,6 +252,13 @@ def test_a_curve_that_rises_and_a_step_that_overshoots_are_flagged(sound, subjec
 def test_restarts_that_still_find_something_are_flagged(sound, subject):
     none = torch.zeros(197, dtype=torch.bool)
     assert failing("pgd_restarts_agree", forged(subject(sound), pgd_restarted=none))
+
+
+@pytest.mark.parametrize(("broken", "verdict"), [(0, "pass"), (1, "warn"), (3, "warn"), (4, "FAIL"), (100, "FAIL")])
+def test_a_certificate_that_an_attack_breaks_is_flagged(sound, subject, broken, verdict):
+    finding = CHECKS["certificate_not_contradicted"](subject(sound, certificate=Certificate(100, broken, by_chance=3)))
+    assert finding.verdict == verdict and finding.seen.startswith(f"{broken} of 100 images broken within their cert")
+    assert CHECKS["certificate_not_contradicted"](subject(sound, certificate=None)).verdict == "n/a"
 
 
 @pytest.mark.parametrize(("survivors", "verdict"), [(96, "pass"), (92, "warn"), (80, "FAIL")])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stages.common import attacks, device, evaluation, images, robustness
 from stages.common.audit import guessing, probes
+from stages.common.audit.certificate import Certificate
 from stages.common.audit.square import square_attack
 from stages.common.audit.strongest import Found, by_pgd, strongest_attack
 from stages.common.images import ImageSet
@@ -25,7 +26,8 @@ class Subject:
 
     Budgets are by the L-infinity norm, `eps_l2` alone by the Euclidean one; `confidence` is the level of intervals.
     `other` is the model whose adversarial examples are tried on this one, if there is one; `defended` tells whether
-    this one was trained to withstand attacks, or is not known not to be.
+    this one was trained to withstand attacks, or is not known not to be. `certificate` is what is certain of it, if
+    anything is.
     """
 
     model: nn.Module
@@ -42,10 +44,18 @@ class Subject:
     eps_l2: float
     confidence: float
     seed: int
+    certificate: Certificate | None = None
 
     @classmethod
     def from_params(
-        cls, params: Params, *, model: nn.Module, other: nn.Module | None, defended: bool, image_set: ImageSet
+        cls,
+        params: Params,
+        *,
+        model: nn.Module,
+        other: nn.Module | None,
+        defended: bool,
+        image_set: ImageSet,
+        certificate: Certificate | None = None,
     ) -> "Subject":
         """As params.yaml audits a model. Any class serves as the target: what is asked is whether a step goes there."""
         audit = params.audit
@@ -64,6 +74,7 @@ class Subject:
             eps_l2=params.eps_l2,
             confidence=params.confidence,
             seed=params.seed,
+            certificate=certificate,
         )
 
     @cached_property
