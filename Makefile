@@ -68,7 +68,7 @@ experiments: setup   ## the experiments of this commit: what was turned, and the
 queue: setup     ## run the queued experiments J at a time, the cores divided among them (make queue J=2)
 	OMP_NUM_THREADS=$$(python -c 'import os; print(max(1, os.cpu_count() // $(J)))') dvc queue start -j $(J)
 
-images-table: setup   ## pictures of the test images that the models fail on, from data/images.csv: build/images
+images-table: setup   ## pictures of the test and OOD images that say most, from data/images.csv: build/images
 	@python -m scripts.images_table
 
 bench: setup     ## speed beside peers in the same run, on the prepared CIFAR-10: eight minutes on a quiet machine
