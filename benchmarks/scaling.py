@@ -29,7 +29,7 @@ def sweep(model: torch.nn.Module, image_set: ImageSet, budgets: int) -> Callable
 
     def call() -> None:
         where = device.of(model)
-        for _, x, y in images.batches(image_set.images, image_set.labels, device=where, description="sweep"):
+        for _, _, x, y in images.batches(image_set.images, image_set.labels, device=where, description="sweep"):
             attacks.fgsm_sweep(model, x, y, epsilons)
 
     return call

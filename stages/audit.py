@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.common import artifacts, attacks, device, errors, evaluation, figures, images, params, rows
+from stages.common import artifacts, attacks, device, errors, evaluation, figures, images, params, rows, stage
 from stages.common.artifacts import MODELS
 from stages.common.audit import certificate, probes, verdicts
 from stages.common.audit.finding import VERDICTS
@@ -82,4 +82,4 @@ def surface(subject: Subject) -> Tensor:
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    stage.run(main)

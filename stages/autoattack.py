@@ -20,11 +20,11 @@ from stages.common import (
     attacks,
     autoattack,
     device,
-    errors,
     evaluation,
     images,
     params,
     rows,
+    stage,
     work,
     workspace,
 )
@@ -124,4 +124,4 @@ def survivors(
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    stage.run(main)

@@ -22,17 +22,18 @@ from stages.common import (
     attacks,
     calibration,
     device,
-    errors,
+    distributed,
     evaluation,
     images,
     pace,
     params,
     rows,
+    stage,
 )
 from stages.common.artifacts import MODELS
 from stages.common.audit.margins import MARGIN_CLASSES
 from stages.common.audit.strongest import strongest_attack
-from stages.common.images import ImageSet
+from stages.common.images import Batch, ImageSet
 from stages.common.models import Classifier, frozen
 from stages.common.params import Params
 
@@ -92,7 +93,7 @@ def announced(both: Mapping[str, Classifier], shown: ImageSet, knobs: Params) ->
         with pace.Passes(model).counted() as passes:
             attacked(model, few, knobs)
         share = len(shown) / len(few)
-        seconds += pace.timed(model, shown).seconds(share * passes.gradient, share * passes.plain)
+        seconds += pace.timed(model, shown).seconds(share * passes.gradient, share * passes.plain) / distributed.count()
     classes = min(MARGIN_CLASSES, len(shown.classes) - 1)
     return (
         f"{len(shown):,} test images, {len(both)} models: PGD of {knobs.breakdown.pgd_steps} steps; the strongest "
@@ -115,15 +116,19 @@ def attacked(model: Classifier, shown: ImageSet, knobs: Params) -> tuple[dict[st
 
 def answers(model: Classifier, shown: ImageSet, eps: float, steps: int, seed: int) -> dict[str, Tensor]:
     """The model's logits (N, K) on the images clean and under PGD; on the CPU."""
-    where = device.of(model)
-    generator = torch.Generator(where).manual_seed(seed)
-    found: dict[str, list[Tensor]] = {"clean": [], "pgd": []}
-    for _, x, y in images.batches(shown.images, shown.labels, device=where, description="attacked"):
+
+    def answered(batch: Batch) -> dict[str, Tensor]:
+        _, _, x, y = batch
+        generator = batch.generator(seed)
         pgd = attacks.pgd(model, x, y, eps, steps=steps, generator=generator)
         with frozen(model), torch.no_grad():
-            for attack, moved in (("clean", x), ("pgd", pgd)):
-                found[attack].append(model(moved.contiguous(memory_format=torch.channels_last)).cpu())
-    return {attack: torch.cat(parts) for attack, parts in found.items()}
+            moved = {"clean": x, "pgd": pgd}
+            laid = {attack: each.contiguous(memory_format=torch.channels_last) for attack, each in moved.items()}
+            return {attack: model(each).cpu() for attack, each in laid.items()}
+
+    where = device.of(model)
+    found = images.each_batch(answered, shown.images, shown.labels, device=where, description="attacked")
+    return {attack: torch.cat([each[attack] for each in found]) for attack in found[0]}
 
 
 def shares(shown: ImageSet, taken: Tensor) -> Iterator[dict[str, object]]:
@@ -145,4 +150,4 @@ def each_image(chosen: Tensor, shown: ImageSet, taken: Mapping[str, Mapping[str,
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    stage.run(main)

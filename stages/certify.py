@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
-from stages.common import artifacts, attacks, device, errors, evaluation, images, params, smoothing
+from stages.common import artifacts, attacks, device, evaluation, images, params, smoothing, stage
+from stages.common.images import Batch
 from stages.common.params import Params
 
+AT_ONCE = 25  # images of a batch: each has a thousand copies, and ranks take whole batches
 COLUMNS = ("radius", "curve", "accuracy", "low", "high")
 
 
@@ -44,10 +46,15 @@ def certified(knobs: Params) -> tuple[list[dict[str, float | str]], dict[str, An
         selection_samples=chosen.selection_samples,
         alpha=chosen.alpha,
     )
-    x, y = images.to_float(sampled.images, where), sampled.labels.to(where)
-    generator = torch.Generator(where).manual_seed(knobs.seed)
+
+    def bounds(batch: Batch) -> smoothing.Bounds:
+        return smoothing.bounds(smoothed, batch.x, batch.y, chosen.radii, batch.generator(knobs.seed))
+
     with attacks.searching(bfloat16=device.bfloat16(knobs.precision, where)):
-        found = smoothing.bounds(smoothed, x, y, chosen.radii, generator)
+        each = images.each_batch(
+            bounds, sampled.images, sampled.labels, device=where, description="certify", size=AT_ONCE
+        )
+    found = smoothing.Bounds(*map(torch.cat, zip(*each, strict=True)))
 
     rows = list(smoothing.curves(found, chosen.radii, knobs.confidence))
     shares = {
@@ -70,4 +77,4 @@ def certified(knobs: Params) -> tuple[list[dict[str, float | str]], dict[str, An
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    stage.run(main)

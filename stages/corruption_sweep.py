@@ -7,7 +7,7 @@ Both are shown the same `images` test images. A kind's accuracy is the mean over
 the kinds; `robust_minus_standard` is what adversarial training is worth where nobody attacks.
 """
 
-from stages.common import accuracy, artifacts, corruptions, device, errors, evaluation, images, params
+from stages.common import accuracy, artifacts, corruptions, device, evaluation, images, params, stage
 
 
 def main() -> None:
@@ -43,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    stage.run(main)

@@ -19,13 +19,13 @@ from stages.common import (
     artifacts,
     attacks,
     device,
-    errors,
     evaluation,
     figures,
     images,
     params,
     robustness,
     rows,
+    stage,
 )
 
 COLUMNS = {"fgsm": "", "fgsm_worst": "_worst", "pgd": "_pgd"}  # in the table, behind the model's name
@@ -90,4 +90,4 @@ def survived(correct: Mapping[str, Mapping[str, Tensor]], attack: str, swept: Se
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    stage.run(main)

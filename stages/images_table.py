@@ -8,7 +8,7 @@ Out: data/images.csv, in DVC's cache and not in git: set, index and class; for b
 Nothing is computed here. Editing this stage reruns it alone.
 """
 
-from stages.common import artifacts, errors, rows
+from stages.common import artifacts, rows, stage
 
 PARTS = ("ood_eval", "fgsm_sweep", "breakdown", "autoattack", "audit")  # in the order of the columns
 
@@ -21,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    stage.run(main, ranked=False)

@@ -10,7 +10,7 @@ misleading confidence found so far, the clean one included, so that the curves c
 
 import numpy as np
 
-from stages.common import artifacts, attacks, detection, device, errors, evaluation, images, params
+from stages.common import artifacts, attacks, detection, device, errors, evaluation, images, params, stage
 from stages.common.detection import detectors, evasion
 from stages.common.detection.scores import Options
 
@@ -65,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    stage.run(main)

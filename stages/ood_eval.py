@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from stages.common import artifacts, calibration, detection, device, errors, evaluation, figures, images, params, rows
+from stages.common import artifacts, calibration, detection, device, evaluation, figures, images, params, rows, stage
 from stages.common.artifacts import MODELS
 from stages.common.detection import detectors, tables
 from stages.common.detection.scores import Options
@@ -148,4 +148,4 @@ def report(
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    stage.run(main)

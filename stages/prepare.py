@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.common import artifacts, datasets, errors, params
+from stages.common import artifacts, datasets, params, stage
 from stages.common.datasets import Account, copies
 from stages.common.params import faults
 
@@ -75,4 +75,4 @@ def _per_class(split: datasets.Split) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    stage.run(main, ranked=False)

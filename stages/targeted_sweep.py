@@ -8,7 +8,7 @@ accuracy is over all test images. target_rate is the share of the images *not* o
 it: the attack's success. At eps 0 it is what the model gets wrong by itself, clean_target_rate.
 """
 
-from stages.common import accuracy, artifacts, device, errors, evaluation, figures, images, params, robustness
+from stages.common import accuracy, artifacts, device, evaluation, figures, images, params, robustness, stage
 
 
 def main() -> None:
@@ -44,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    stage.run(main)

@@ -9,7 +9,7 @@ higher than other images' would be.
 
 from typing import Any
 
-from stages.common import artifacts, attacks, device, errors, evaluation, images, params, training, wilson
+from stages.common import artifacts, attacks, device, evaluation, images, params, stage, training, wilson
 from stages.common.adversary import Adversary, Settings
 
 
@@ -45,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    stage.run(main)

@@ -4,7 +4,7 @@ In:  data/prepared/{train,val,test}.npz
 Out: data/checkpoints/standard.pt, metrics/train_standard.json, plots/training_standard.csv
 """
 
-from stages.common import artifacts, errors, params, training
+from stages.common import artifacts, params, stage, training
 
 
 def main() -> None:
@@ -15,4 +15,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    stage.run(main)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.common import attacks, evaluation, images, models, robustness
+from stages.common import attacks, distributed, evaluation, images, models, robustness
 from stages.common.attacks import Uphill
 from stages.common.errors import UserError
 from stages.common.images import ImageSet
@@ -28,7 +28,8 @@ class Duel(NamedTuple):
     """What a method works with at one step: the model as it stands, the budget and how to use it.
 
     `learner.forward` is the model in train mode; `eps` is in pixels of [0, 1]; `noise`, in budgets, is how far N-FGSM
-    starts away; `steps` are those of iterated attacks; `generator` is on the CPU; `share` of a batch is attacked.
+    starts away; `steps` are those of iterated attacks; `total` images of a batch are attacked, those of all ranks.
+    `generator` is on the model's device.
     """
 
     model: nn.Module
@@ -36,12 +37,13 @@ class Duel(NamedTuple):
     eps: float
     noise: float
     steps: int
-    share: float
+    total: int
     generator: torch.Generator
 
-    def count_of(self, images: Tensor) -> int:
-        """How many of a batch are attacked, the first ones."""
-        return round(self.share * len(images))
+    @property
+    def attacked(self) -> int:
+        """How many of this rank's part of the batch are attacked, the first ones."""
+        return distributed.share(self.total)
 
     def uphill(self, value: Callable[[Tensor], Tensor]) -> Uphill:
         """The gradient to the images of `value`, logits (N, K) -> (N,), in the precision that training computes in:
@@ -57,7 +59,7 @@ def fgsm(duel: Duel, uphill: Uphill, images: Tensor) -> Tensor:
 
 def rs_fgsm(duel: Duel, uphill: Uphill, images: Tensor) -> Tensor:
     """From x + U(-eps, eps), a step of 1.25 eps, projected to the ball (Wong 2020, Fast is better than free)."""
-    start = _away(images, duel.eps, duel.generator).clamp_(0, 1)
+    start = _away(duel, images, duel.eps).clamp_(0, 1)
     return torch.clamp(_step(start, uphill, 1.25 * duel.eps), images - duel.eps, images + duel.eps)
 
 
@@ -66,18 +68,18 @@ def n_fgsm(duel: Duel, uphill: Uphill, images: Tensor) -> Tensor:
 
     The noise is kept, which is what prevents catastrophic overfitting. Only [0, 1] bounds the result.
     """
-    return _step(_away(images, duel.noise * duel.eps, duel.generator), uphill, duel.eps)
+    return _step(_away(duel, images, duel.noise * duel.eps), uphill, duel.eps)
 
 
 def pgd(duel: Duel, uphill: Uphill, images: Tensor) -> Tensor:
     """From a random point of the ball, `steps` steps of 2.5 eps / steps (Madry 2018): as many passes more."""
     ball = attacks.Linf(images, duel.eps)
-    start = torch.clamp(_away(images, duel.eps, duel.generator), ball.low, ball.high)
+    start = torch.clamp(_away(duel, images, duel.eps), ball.low, ball.high)
     return attacks.ascend(uphill, ball, attacks.constant(ball, duel.steps), start=start)
 
 
-def _away(images: Tensor, reach: float, generator: torch.Generator) -> Tensor:
-    noise = torch.rand(images.shape, generator=generator, dtype=images.dtype).to(images.device)
+def _away(duel: Duel, images: Tensor, reach: float) -> Tensor:
+    noise = distributed.uniform(duel.total, images, duel.generator)
     return (images + (2 * noise - 1) * reach).contiguous(memory_format=torch.channels_last)
 
 
@@ -98,11 +100,11 @@ class Method(NamedTuple):
 
 def learn_attacked(method: Method, duel: Duel, images: Tensor, labels: Tensor) -> Objective:
     """The classes of attacked images (Madry 2018) and of the clean rest; the attack raises the cross-entropy."""
-    count = duel.count_of(images)
+    count = duel.attacked
     with models.frozen(duel.model):
         climbed = duel.uphill(lambda logits: F.cross_entropy(logits, labels[:count], reduction="none"))
         attacked = method.attack(duel, climbed, images[:count])
-    logits = duel.learner.forward(_beside(attacked, images[count:]))
+    logits = duel.learner.answer(_beside(attacked, images[count:]))
     return Objective(logits, duel.learner.loss(logits, labels))
 
 
@@ -110,13 +112,13 @@ def learn_trades(method: Method, duel: Duel, images: Tensor, labels: Tensor) -> 
     """The classes of clean images, and to answer alike on attacked ones: TRADES (Zhang 2019), cross-entropy plus
     TRADES_WEIGHT times the divergence of the answers, which is what the attack raises.
     """
-    count = duel.count_of(images)
+    count = duel.attacked
     with models.frozen(duel.model):
         with torch.no_grad():
             clean = duel.learner.forward(images[:count]).log_softmax(1)
         attacked = method.attack(duel, duel.uphill(lambda logits: _divergence(logits, clean)), images[:count])
-    logits = duel.learner.forward(images)
-    apart = _divergence(duel.learner.forward(attacked), logits[:count].log_softmax(1)).sum() / len(images)
+    logits = duel.learner.answer(images)
+    apart = _divergence(duel.learner.answer(attacked), logits[:count].log_softmax(1)).sum() / len(images)
     return Objective(logits, duel.learner.loss(logits, labels) + TRADES_WEIGHT * apart)
 
 
@@ -205,10 +207,10 @@ class Adversary:
             eps=self.budget(progress),
             noise=settings.noise,
             steps=settings.steps,
-            share=settings.fraction,
+            total=round(settings.fraction * len(images) * distributed.count()),
             generator=progress.generator,
         )
-        if duel.eps == 0 or duel.count_of(images) == 0:
+        if duel.eps == 0 or duel.total == 0:
             return Plain().objective(learner, images, labels, progress)
         method = METHODS[settings.attack]
         return method.learn(method, duel, images, labels)

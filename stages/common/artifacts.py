@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stages.common import arrays
+from stages.common import arrays, distributed
 from stages.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _appearing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `path` once all of it is on the disk."""
+    """A file to write to, which takes the place of `path` once all of it is on the disk; of the first rank alone."""
+    if not distributed.first():  # whose writing is the others' too
+        yield io.BytesIO()
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent, glob.escape(path.name))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stages.common import device, images, models
-from stages.common.images import ImageSet
+from stages.common.images import Batch, ImageSet
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CPU = torch.device("cpu")
@@ -125,9 +125,10 @@ def corrupt(pixels: Tensor, kind: str, severity: int, generator: torch.Generator
     return corruption.apply(x, corruption.constants[severity - 1], generator).clamp(0, 1)
 
 
-def seeded(kind: str, severity: int, seed: int) -> torch.Generator:
-    """The generator of one kind at one severity: what it draws depends on no other kind that is looked at."""
-    state = np.random.SeedSequence([seed, zlib.crc32(kind.encode()), severity]).generate_state(1)
+def seeded(kind: str, severity: int, seed: int, batch: int = 0) -> torch.Generator:
+    """The generator of one kind at one severity for the batch of that number: what it draws depends on no other."""
+    own = [batch] if batch else []
+    state = np.random.SeedSequence([seed, zlib.crc32(kind.encode()), severity, *own]).generate_state(1)
     return torch.Generator().manual_seed(int(state[0]))
 
 
@@ -143,10 +144,14 @@ def correct(model: nn.Module, image_set: ImageSet, kinds: Sequence[str], *, seed
 
 def _correct(model: nn.Module, image_set: ImageSet, kind: str, severity: int, seed: int) -> Tensor:
     """One row of `correct`: bool (N,)."""
-    where, generator = device.of(model), seeded(kind, severity, seed)
-    right = torch.empty(len(image_set), dtype=torch.bool)
+    where = device.of(model)
+
+    def right(batch: Batch) -> Tensor:
+        generator = seeded(kind, severity, seed, batch.number)
+        shown = corrupt(batch.x, kind, severity, generator).contiguous(memory_format=torch.channels_last)
+        return model(shown.to(where)).argmax(1).cpu() == batch.y
+
     with models.frozen(model), torch.no_grad():
-        for part, x in images.batches(image_set.images, device=CPU, description=f"{kind} {severity}"):
-            shown = corrupt(x, kind, severity, generator).contiguous(memory_format=torch.channels_last)
-            right[part] = model(shown.to(where)).argmax(1).cpu() == image_set.labels[part]
-    return right
+        described = f"{kind} {severity}"
+        found = images.each_batch(right, image_set.images, image_set.labels, device=CPU, description=described)
+    return torch.cat([torch.empty(0, dtype=torch.bool), *found])

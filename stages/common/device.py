@@ -2,11 +2,13 @@
 
 import contextlib
 import ctypes
+import os
 import sys
 
 import torch
 from torch import nn
 
+from stages.common import distributed
 from stages.common.errors import UserError
 
 
@@ -18,10 +20,13 @@ def choose(name: str) -> torch.device:
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     keep_freed_memory()
     if name == "auto":
-        return torch.device(next(kind for kind, there in present.items() if there))
+        name = next(kind for kind, there in present.items() if there)
     if not present[name]:
         there = ", ".join(kind for kind, is_there in present.items() if is_there)
         raise UserError(f"params.yaml: device = {name!r}: this machine has {there}; `auto` takes what is there")
+    if name == "cuda":
+        _repeatable()
+        return torch.device(name, distributed.local_rank() or 0)
     return torch.device(name)
 
 
@@ -43,6 +48,18 @@ def bfloat16(precision: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _repeatable() -> None:
+    """Have CUDA give equal bytes in equal runs, and float32 where that is asked for: TF32 keeps ten bits of a number.
+
+    Where torch has no repeatable kernel it says so, once, and goes on with another.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself with a fixed workspace alone
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False  # it chooses by the clock
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow, and for nothing
 
 
 def keep_freed_memory() -> None:

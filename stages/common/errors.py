@@ -1,25 +1,17 @@
-"""The one way a stage starts and ends: no arguments but --help; a message for a person, exit status 1, no traceback."""
+"""How a command ends: a message for a person, exit status 1, no traceback."""
 
-import argparse
 import contextlib
 import errno
-import inspect
 import io
 import os
-import select
 import signal
 import sys
-import threading
 import unicodedata
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
-
-if sys.platform != "win32":
-    import fcntl
 
 OBEYED = ("Cc", "Cs", "Zl", "Zp")  # control characters, bytes that are no UTF-8, line and paragraph ends
 
@@ -44,28 +36,6 @@ def paint(text: str, style: str, stream: TextIO) -> str:
     with console.capture() as captured:
         console.print(Text(text, style), end="")
     return captured.get()
-
-
-def run_stage(main: Callable[[], None]) -> None:
-    """`run` for a stage, which takes its parameters from params.yaml and no arguments but --help.
-
-    In one folder a stage is at work once: a second one says so. On Linux it ends with the DVC that started it.
-    """
-    script = Path(inspect.getfile(main))
-    parser = argparse.ArgumentParser(
-        prog=f"python -m stages.{script.stem}",
-        description=inspect.getdoc(inspect.getmodule(main)),
-        epilog="Parameters are read from params.yaml; `dvc exp run -S key=value` changes one.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.parse_args()
-
-    def once() -> None:
-        _end_with_dvc()
-        with _alone(script):
-            main()
-
-    run(once)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -105,64 +75,3 @@ def run(main: Callable[[], None]) -> None:
 
 def _terminate(number: int, frame: object) -> None:
     sys.exit(128 + number)
-
-
-def _end_with_dvc() -> None:
-    """Stop when the DVC that started this stage is gone: one that was killed can stop nothing itself.
-
-    Linux alone tells when another process ends; elsewhere the stage goes on to its own end.
-    """
-    if sys.platform != "linux" or "DVC_STAGE" not in os.environ:
-        return
-
-    def orphaned(by: int) -> bool:
-        return os.getsid(by) != os.getsid(0)  # whoever takes in orphans belongs to another session
-
-    try:
-        dvc = os.getppid()
-        if not orphaned(dvc) and b"DVC_STAGE=" in Path(f"/proc/{dvc}/environ").read_bytes():  # a shell between
-            dvc = int(Path(f"/proc/{dvc}/stat").read_text().rpartition(")")[2].split()[1])
-        gone, ended = orphaned(dvc), os.pidfd_open(dvc)
-    except (OSError, AttributeError):  # a kernel before 5.3, or a Python made for one
-        return
-    if gone:
-        sys.exit(128 + signal.SIGTERM)
-
-    def watch() -> None:
-        select.select([ended], [], [])
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _alone(script: Path) -> Iterator[None]:
-    """Hold the lock on the stage's own file, which ends with the process however that ends.
-
-    A stage whose file is not in the working folder works on other people's terms, and takes none. Raises UserError if
-    another process has it.
-    """
-    if sys.platform == "win32" or not script.is_relative_to(Path.cwd()):
-        yield
-        return
-    with script.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            number = os.fstat(file.fileno()).st_ino
-            raise UserError(
-                f"{script.stem} is at work already in this folder{_holder(number)}; wait for it or stop it"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-
-
-def _holder(number: int) -> str:
-    """The process that has locked the file with this inode number, in words, where the system tells."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/locks").read_text().splitlines():  # 1: FLOCK  ADVISORY  WRITE 123 08:01:4711 0 EOF
-            words = line.split()
-            if words[1] == "FLOCK" and words[5].endswith(f":{number}"):
-                return f" (process {words[4]})"
-    return ""

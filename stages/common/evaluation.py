@@ -3,10 +3,12 @@
 Images and results are on the CPU; batches go to where the model is, and come back.
 """
 
+import hashlib
+
 import torch
 from torch import Tensor, nn
 
-from stages.common import artifacts, device, images, models
+from stages.common import artifacts, device, distributed, images, models
 from stages.common.errors import UserError
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
@@ -23,6 +25,7 @@ def load_both(image_set: ImageSet, where: torch.device) -> dict[str, Classifier]
     for name in artifacts.MODELS:
         path = artifacts.CHECKPOINTS / f"{name}.pt"
         model = models.load_checkpoint(path)
+        distributed.agree(str(path), hashlib.sha256(path.read_bytes()).digest())
         if not fits(model, image_set):
             raise UserError(f"{path} has learnt another data set than data/prepared holds; run `dvc repro`")
         both[name] = model.to(where)
@@ -38,11 +41,11 @@ def fits(model: Classifier, image_set: ImageSet) -> bool:
 
 def predictions(model: nn.Module, pixels: Tensor, *, description: str = "predict") -> Tensor:
     """Predicted labels int64 (N,) of uint8 images (N, C, H, W)."""
-    predicted = torch.empty(len(pixels), dtype=torch.int64)
     with models.frozen(model), torch.no_grad():
-        for part, batch in images.batches(pixels, device=device.of(model), description=description):
-            predicted[part] = model(batch).argmax(1).cpu()
-    return predicted
+        found = images.each_batch(
+            lambda batch: model(batch.x).argmax(1).cpu(), pixels, device=device.of(model), description=description
+        )
+    return torch.cat([torch.empty(0, dtype=torch.int64), *found])
 
 
 def accuracy(model: nn.Module, image_set: ImageSet) -> float:

@@ -60,7 +60,7 @@ class Passes:
 def timed(model: Classifier, image_set: ImageSet) -> Speed:
     """How fast the model is on one batch of these images, warm; gradients as `attacks.searching` has them."""
     batches = images.batches(image_set.images, image_set.labels, device=device.of(model), description="timed")
-    _, x, y = next(batches)
+    _, _, x, y = next(batches)
 
     def seconds(call: Callable[[], Tensor]) -> float:
         call()

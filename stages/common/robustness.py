@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.common import attacks, device, evaluation, images
-from stages.common.images import ImageSet
+from stages.common.images import Batch, ImageSet
 
 
 def fgsm_predictions(
@@ -18,10 +18,12 @@ def fgsm_predictions(
 ) -> Tensor:
     """Predictions int64 (len(epsilons), N) under FGSM at each budget, away from the labels or to class `target`."""
     labels = image_set.labels if target is None else torch.full_like(image_set.labels, target)
-    predicted = torch.empty(len(epsilons), len(image_set), dtype=torch.int64)
-    for part, x, y in images.batches(image_set.images, labels, device=device.of(model), description="FGSM"):
-        predicted[:, part] = attacks.fgsm_sweep(model, x, y, epsilons, targeted=target is not None).cpu()
-    return predicted
+
+    def swept(batch: Batch) -> Tensor:
+        return attacks.fgsm_sweep(model, batch.x, batch.y, epsilons, targeted=target is not None).cpu()
+
+    found = images.each_batch(swept, image_set.images, labels, device=device.of(model), description="FGSM")
+    return torch.cat([torch.empty(len(epsilons), 0, dtype=torch.int64), *found], 1)
 
 
 def target_rate(predicted: Tensor, labels: Tensor, target: int) -> Tensor:
@@ -67,15 +69,17 @@ def pgd_predictions(
 
     It is `attacks.pgd`, but for what is broken on the way, which counts and is left alone from then on.
     """
-    where = device.of(model)
-    generator = torch.Generator(where).manual_seed(seed)
-    predicted = torch.empty(len(image_set), dtype=torch.int64)
-    for part, x, y in images.batches(image_set.images, image_set.labels, device=where, description=description):
+
+    def answered(batch: Batch) -> Tensor:
+        generator = batch.generator(seed)
         attacked = attacks.pgd_until_broken(
-            model, x, y, eps, steps=steps, climbed=climbed, generator=generator, norm=norm
+            model, batch.x, batch.y, eps, steps=steps, climbed=climbed, generator=generator, norm=norm
         )
-        predicted[part] = attacks.answers(model, attacked)
-    return predicted
+        return attacks.answers(model, attacked)
+
+    where = device.of(model)
+    found = images.each_batch(answered, image_set.images, image_set.labels, device=where, description=description)
+    return torch.cat([torch.empty(0, dtype=torch.int64), *found])
 
 
 def pgd_survivors(model: nn.Module, image_set: ImageSet, epsilons: Sequence[float], *, steps: int, seed: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.common import artifacts, images
+from stages.common import artifacts, distributed, images
 from stages.common.errors import UserError
 from stages.common.images import ImageSet
 
@@ -23,16 +23,20 @@ class WorkFile:
 
     def __init__(self, folder: Path, name: str, run: str):
         self.path, self.run = folder / f"{name}-{run[:16]}.pt", run
-        _tidy(folder, name)
+        if distributed.first():
+            _tidy(folder, name)
 
     def write(self, content: Mapping[str, Any]) -> None:
         """Keep `content`, tensors and plain values, in place of what was kept before."""
         artifacts.write_checkpoint(self.path, {"run": self.run, **content})
 
     def read(self) -> dict[str, Any] | None:
-        """What an interrupted run of this very kind has kept; the file of any other run, or a damaged one, is left
-        aside.
+        """What an interrupted run of this very kind has kept, on every rank; the file of any other run, or a damaged
+        one, is left aside.
         """
+        return distributed.from_first(self._read() if distributed.first() else None)
+
+    def _read(self) -> dict[str, Any] | None:
         if not self.path.is_file():
             return None
         try:
@@ -42,7 +46,8 @@ class WorkFile:
         return content if content.get("run") == self.run else None
 
     def delete(self) -> None:
-        self.path.unlink(missing_ok=True)
+        if distributed.first():
+            self.path.unlink(missing_ok=True)
 
 
 def fingerprint(told: object, sets: Iterable[ImageSet], tensors: Iterable[Tensor]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stages.common import attacks, device, images, robustness
 from stages.common.audit.margins import MARGIN_CLASSES, multi_targeted
-from stages.common.images import ImageSet
+from stages.common.images import Batch, ImageSet
 
 
 class Found(NamedTuple):
@@ -60,13 +60,18 @@ def by_pgd(
 
 def by_margins(model: nn.Module, image_set: ImageSet, eps: float, taken: Tensor, *, steps: int, seed: int) -> Tensor:
     """The same after the attack on the margin to each likely wrong class, see `margins`."""
+
+    def answered(batch: Batch) -> Tensor:
+        generator = batch.generator(seed)
+        attacked = multi_targeted(
+            model, batch.x, batch.y, eps, classes=MARGIN_CLASSES, steps=steps, generator=generator
+        )
+        return attacks.answers(model, attacked)
+
     found, chosen, where = taken.clone(), standing(taken, image_set), device.of(model)
-    left, generator = image_set.take(chosen), torch.Generator(where).manual_seed(seed)
-    for part, x, y in images.batches(
-        left.images, left.labels, device=where, description=f"audit: margins at {eps:.3g}"
-    ):
-        attacked = multi_targeted(model, x, y, eps, classes=MARGIN_CLASSES, steps=steps, generator=generator)
-        found[chosen[part]] = attacks.answers(model, attacked)
+    left, described = image_set.take(chosen), f"audit: margins at {eps:.3g}"
+    each = images.each_batch(answered, left.images, left.labels, device=where, description=described)
+    found[chosen] = torch.cat([torch.empty(0, dtype=torch.int64), *each])
     return found
 
 

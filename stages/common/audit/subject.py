@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from stages.common.audit import guessing, probes
 from stages.common.audit.certificate import Certificate
 from stages.common.audit.square import square_attack
 from stages.common.audit.strongest import Found, by_pgd, strongest_attack
-from stages.common.images import ImageSet
+from stages.common.images import Batch, ImageSet
 from stages.common.params import Params
 
 TRANSFER_STEPS = 10  # an example for another model need not be the best one for its own
@@ -215,23 +214,30 @@ class Subject:
     @cached_property
     def square(self) -> Tensor:
         """Which of the images `square_sample` survive Square at eps: bool (n,)."""
-        alive = torch.zeros(len(self.square_sample), dtype=torch.bool)
-        generator = self.generator()
-        for part, x, y in self._batches(self.image_set.take(self.square_sample)):
-            attacked = square_attack(self.model, x, y, self.eps, queries=self.square_queries, generator=generator)
-            alive[part] = attacks.withstood(self.model, attacked, y)
-        return alive
+
+        def withstood(batch: Batch) -> Tensor:
+            generator = batch.generator(self.seed)
+            attacked = square_attack(
+                self.model, batch.x, batch.y, self.eps, queries=self.square_queries, generator=generator
+            )
+            return attacks.withstood(self.model, attacked, batch.y)
+
+        return torch.cat([torch.empty(0, dtype=torch.bool), *self._each(withstood, self.square_sample)])
 
     @cached_property
     def smallest_eps(self) -> dict[str, Tensor]:
         """The smallest budgets found that change each prediction, under FGSM and PGD: float (N,), see `probes`."""
-        generator, right = self.generator(), self.correct.nonzero().squeeze(1)
-        found = {attack: torch.zeros(len(self.image_set)) for attack in ("fgsm", "pgd")}
-        for part, x, y in self._batches(self.image_set.take(right)):
-            found["fgsm"][right[part]] = probes.smallest_fgsm_eps(self.model, x, y).cpu()
-            by_pgd = probes.smallest_pgd_eps(self.model, x, y, steps=SEARCH_STEPS, generator=generator)
-            found["pgd"][right[part]] = by_pgd.cpu()
-        return found
+
+        def smallest(batch: Batch) -> Tensor:
+            generator = batch.generator(self.seed)
+            by_fgsm = probes.smallest_fgsm_eps(self.model, batch.x, batch.y)
+            by_pgd = probes.smallest_pgd_eps(self.model, batch.x, batch.y, steps=SEARCH_STEPS, generator=generator)
+            return torch.stack([by_fgsm, by_pgd]).cpu()
+
+        right = self.correct.nonzero().squeeze(1)
+        found = torch.zeros(2, len(self.image_set))
+        found[:, right] = torch.cat([torch.empty(2, 0), *self._each(smallest, right)], 1)
+        return dict(zip(("fgsm", "pgd"), found, strict=True))
 
     def curves(self) -> Iterator[dict[str, float | str]]:
         """Accuracy against eps under every attack on the same images, the weakest first: the rows of a table."""
@@ -263,22 +269,27 @@ class Subject:
         """Accuracy at each of the budgets on what `attack(images, labels, eps, generator)` makes of the images at
         `chosen`, int64 (n,); the others count as wrong.
         """
+
+        def withstood(batch: Batch) -> Tensor:
+            generator = batch.generator(self.seed)
+            attacked = (attack(batch.x, batch.y, eps, generator) for eps in self.budgets)
+            return torch.stack([attacks.withstood(self.model, x, batch.y) for x in attacked])
+
         survivors = torch.zeros(len(self.budgets), len(self.image_set), dtype=torch.bool)
-        generator = self.generator()
-        for part, x, y in self._batches(self.image_set.take(chosen)):
-            for row, eps in enumerate(self.budgets):
-                survivors[row, chosen[part]] = attacks.withstood(self.model, attack(x, y, eps, generator), y)
+        nothing = torch.empty(len(self.budgets), 0, dtype=torch.bool)
+        survivors[:, chosen] = torch.cat([nothing, *self._each(withstood, chosen)], 1)
         return self._by_budget(survivors)
 
     def _by_budget(self, survivors: Tensor) -> dict[float, float]:
         return dict(zip(self.budgets, survivors.double().mean(1).tolist(), strict=True))
 
-    def _batches(self, image_set: ImageSet) -> Iterator[tuple[Any, ...]]:
-        where = device.of(self.model)
-        return images.batches(image_set.images, image_set.labels, device=where, description="audit")
+    def _each(self, function: Callable[[Batch], Tensor], chosen: Tensor) -> list[Tensor]:
+        """What `function` makes of each batch of the images at `chosen`, int64 (n,); see `images.each_batch`."""
+        some, where = self.image_set.take(chosen), device.of(self.model)
+        return images.each_batch(function, some.images, some.labels, device=where, description="audit")
 
     def batches(self, among: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Float images and labels on the model's device: all of them, or those `among`, bool (N,)."""
         chosen = self.image_set if among is None else self.image_set.take(among.nonzero().squeeze(1))
-        for _, x, y in self._batches(chosen):
-            yield x, y
+        for batch in images.batches(chosen.images, chosen.labels, device=device.of(self.model), description="audit"):
+            yield batch.x, batch.y

@@ -16,7 +16,7 @@ from stages.common import attacks, device, evaluation, images
 from stages.common.audit.square import square_attack
 from stages.common.autoattack.apgd import FEWEST_CLASSES, apgd, apgd_targeted
 from stages.common.autoattack.fab import fab
-from stages.common.images import ImageSet
+from stages.common.images import Batch, ImageSet
 
 STEPS, TARGETS, QUERIES = 100, 9, 5000  # of each gradient attack, of wrong classes, of Square: the standard version's
 
@@ -108,13 +108,15 @@ def _right(model: nn.Module, image_set: ImageSet) -> Tensor:
 
 def _survivors(model: nn.Module, image_set: ImageSet, eps: float, name: str, effort: Effort, seed: int) -> Tensor:
     """Which images the part `name` leaves correct: bool (N,)."""
-    where, left = device.of(model), torch.empty(len(image_set), dtype=torch.bool)
-    described = f"AutoAttack: {name} at {eps:.3g}"
-    batches = images.batches(image_set.images, image_set.labels, device=where, description=described)
-    for number, (part, x, y) in enumerate(batches):
-        attacked = PARTS[name].attack(model, x, y, eps, effort, _generator(where, seed, name, number))
-        left[part] = attacks.withstood(model, attacked, y)
-    return left
+    where, described = device.of(model), f"AutoAttack: {name} at {eps:.3g}"
+
+    def withstood(batch: Batch) -> Tensor:
+        generator = _generator(where, seed, name, batch.number)
+        attacked = PARTS[name].attack(model, batch.x, batch.y, eps, effort, generator)
+        return attacks.withstood(model, attacked, batch.y)
+
+    found = images.each_batch(withstood, image_set.images, image_set.labels, device=where, description=described)
+    return torch.cat([torch.empty(0, dtype=torch.bool), *found])
 
 
 def _generator(where: torch.device, seed: int, name: str, number: int) -> torch.Generator:

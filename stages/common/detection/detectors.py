@@ -14,7 +14,7 @@ from torch import Tensor
 from stages.common import attacks, device, images
 from stages.common.detection import scores
 from stages.common.detection.scores import FitData, Options, Score
-from stages.common.images import ImageSet
+from stages.common.images import Batch, ImageSet
 from stages.common.models import Classifier, frozen
 from stages.common.params import Params
 
@@ -162,13 +162,13 @@ def see(
     description: str = "see",
 ) -> dict[str, Output]:
     """The views `names` of a whole set, on the CPU: everything that any detector needs to score it."""
-    found: dict[str, list[Output]] = {name: [] for name in names}
-    for _, batch in images.batches(image_set.images, device=device.of(model), description=description):
-        for name, output in views(model, batch, sight, names).items():
-            found[name].append(output)
-    return {
-        name: Output(*(torch.cat(side).cpu() for side in zip(*parts, strict=True))) for name, parts in found.items()
-    }
+
+    def seen(batch: Batch) -> dict[str, Output]:
+        found = views(model, batch.x, sight, names)
+        return {name: Output(output.logits.cpu(), output.features.cpu()) for name, output in found.items()}
+
+    found = images.each_batch(seen, image_set.images, device=device.of(model), description=description)
+    return {name: Output(*map(torch.cat, zip(*(each[name] for each in found), strict=True))) for name in names}
 
 
 def fit_on(
@@ -180,15 +180,29 @@ def fit_on(
     names: Sequence[str] = tuple(DETECTORS),
     description: str = "fit",
 ) -> dict[str, Score]:
-    """The detectors `names`, fitted on the training images (ODIN has nothing to learn, so these are not moved)."""
+    """The detectors `names`, fitted on the training images (ODIN has nothing to learn, so these are not moved). They
+    work on the model's device, and take what they judge to it.
+    """
     needed = {name: "plain" if DETECTORS[name].view == "odin" else DETECTORS[name].view for name in names}
-    seen = see(model, train, sight, names=tuple(dict.fromkeys(needed.values())), description=description)
-    return {name: DETECTORS[name].fit(FitData(*seen[view], train.labels), options) for name, view in needed.items()}
+    seen, where = (
+        see(model, train, sight, names=tuple(dict.fromkeys(needed.values())), description=description),
+        device.of(model),
+    )
+    known = {
+        view: FitData(output.logits.to(where), output.features.to(where), train.labels.to(where))
+        for view, output in seen.items()
+    }
+
+    def fitted(name: str, view: str) -> Score:
+        apply = DETECTORS[name].fit(known[view], options)
+        return lambda logits, features: apply(logits.to(where), features.to(where))
+
+    return {name: fitted(name, view) for name, view in needed.items()}
 
 
 def score(fitted: Mapping[str, Score], seen: Mapping[str, Output]) -> dict[str, Tensor]:
-    """The confidences (N,) of a set by each of the fitted detectors."""
-    return {name: apply(*seen[DETECTORS[name].view]) for name, apply in fitted.items()}
+    """The confidences (N,) of a set by each of the fitted detectors, on the CPU."""
+    return {name: apply(*seen[DETECTORS[name].view]).cpu() for name, apply in fitted.items()}
 
 
 @torch.no_grad()

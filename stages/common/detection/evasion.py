@@ -10,7 +10,7 @@ from stages.common import attacks, device, images
 from stages.common.detection import detectors, measures
 from stages.common.detection.detectors import Sight
 from stages.common.detection.scores import Score
-from stages.common.images import ImageSet
+from stages.common.images import Batch, ImageSet
 from stages.common.models import Classifier, frozen
 
 DOWN, UP = -1, 1  # the way in which ID and OOD confidences are pushed
@@ -59,17 +59,23 @@ def _noisy(
     seed: int,
 ) -> dict[str, np.ndarray]:
     """Confidences (budgets, N) under random signs, which have no aim: one look at them serves every detector."""
-    where, needed = device.of(model), detectors.views_of(tuple(fitted))
-    generator = torch.Generator(where).manual_seed(seed)
-    found = {name: np.empty((len(budgets), len(image_set))) for name in fitted}
+    needed = detectors.views_of(tuple(fitted))
+
+    def noisy(batch: Batch) -> dict[str, np.ndarray]:
+        generator, rows = batch.generator(seed), []
+        for eps in budgets:
+            moved = attacks.sign_noise(batch.x, eps, generator=generator).contiguous(memory_format=torch.channels_last)
+            rows.append(detectors.score(fitted, detectors.views(model, moved, sight, needed)))
+        return {name: np.stack([row[name].numpy() for row in rows]) for name in fitted}
+
     with frozen(model):
-        for part, x in images.batches(image_set.images, device=where, description="noise"):
-            for row, eps in enumerate(budgets):
-                moved = attacks.sign_noise(x, eps, generator=generator).contiguous(memory_format=torch.channels_last)
-                seen = detectors.views(model, moved, sight, needed)
-                for name, confidences in detectors.score(fitted, seen).items():
-                    found[name][row, part] = confidences.cpu().numpy()
-    return found
+        found = images.each_batch(noisy, image_set.images, device=device.of(model), description="noise")
+    return _side_by_side(found)
+
+
+def _side_by_side(found: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Each name's (budgets, n) of every batch in a row."""
+    return {name: np.concatenate([each[name] for each in found], 1) for name in found[0]}
 
 
 def _aimed(
@@ -86,23 +92,26 @@ def _aimed(
     seed: int,
 ) -> dict[str, np.ndarray]:
     """Confidences (budgets, N) by one detector under FGSM and PGD on its own confidence; `clean` (N,) at budget 0."""
-    where = device.of(model)
-    generator = torch.Generator(where).manual_seed(seed)
-    found = {kind: np.tile(clean, (len(budgets), 1)) for kind in ("fgsm", "pgd")}
 
     def uphill(x: Tensor, search: bool = True) -> Tensor:
         return detectors.confidence_gradient(model, name, apply, x, sight, search=search).mul_(way)
 
+    def aimed(batch: Batch) -> dict[str, np.ndarray]:
+        x, generator = batch.x, batch.generator(seed)
+        rows = {kind: [clean[batch.part]] for kind in ("fgsm", "pgd")}
+        direction, reached = uphill(x, search=False).sign_(), None
+        for eps in budgets[1:]:
+            ball = attacks.Linf(x, eps)
+            start = ball.start(generator) if reached is None else reached
+            reached = attacks.ascend(uphill, ball, attacks.constant(ball, steps), start=start)
+            for kind, moved in (("fgsm", attacks.step(x, direction, eps, False)), ("pgd", reached)):
+                rows[kind].append(detectors.confidence(model, name, apply, moved, sight).numpy())
+        return {kind: np.stack(confidences) for kind, confidences in rows.items()}
+
     with frozen(model):
-        for part, x in images.batches(image_set.images, device=where, description=f"{name} attacked"):
-            direction, reached = uphill(x, search=False).sign_(), None
-            for row, eps in enumerate(budgets[1:], 1):
-                ball = attacks.Linf(x, eps)
-                start = ball.start(generator) if reached is None else reached
-                reached = attacks.ascend(uphill, ball, attacks.constant(ball, steps), start=start)
-                for kind, moved in (("fgsm", attacks.step(x, direction, eps, False)), ("pgd", reached)):
-                    found[kind][row, part] = detectors.confidence(model, name, apply, moved, sight).numpy()
-    return found
+        described = f"{name} attacked"
+        found = images.each_batch(aimed, image_set.images, device=device.of(model), description=described)
+    return _side_by_side(found)
 
 
 def both_sides(

@@ -231,7 +231,7 @@ def knn_entropy(train: FitData, options: Options) -> Score:
     A sample of up to SAMPLE training images gives the means and deviations.
     """
     parts = []
-    some = images.sample(train.labels, SAMPLE)
+    some = images.sample(train.labels.cpu(), SAMPLE).to(train.features.device)
     for fit in (knn, entropy):
         score = fit(train, options)
         known = score(train.logits[some], train.features[some])
@@ -290,7 +290,8 @@ def _linear_head(train: FitData) -> tuple[Tensor, Tensor]:
     """
     features, logits = train.features.double(), train.logits.double()
     centre = features.mean(0)
-    weights = torch.linalg.lstsq(features - centre, logits - logits.mean(0), driver="gelsd").solution.T
+    centred = (features - centre).cpu(), (logits - logits.mean(0)).cpu()  # CUDA has no gelsd
+    weights = torch.linalg.lstsq(*centred, driver="gelsd").solution.T.to(features.device)
     bias = logits.mean(0) - weights @ centre
     return weights, -torch.linalg.pinv(weights) @ bias
 
@@ -299,7 +300,7 @@ def _class_means(train: FitData) -> tuple[Tensor, Tensor]:
     """Means (C, D) of the classes that occur, and each feature less its class's mean (N, D)."""
     features = train.features.double()
     classes, member = train.labels.unique(return_inverse=True)
-    sums = torch.zeros(len(classes), features.shape[1], dtype=torch.float64).index_add_(0, member, features)
+    sums = features.new_zeros(len(classes), features.shape[1]).index_add_(0, member, features)
     means = sums / member.bincount()[:, None]
     return means, features - means[member]
 

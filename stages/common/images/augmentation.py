@@ -30,6 +30,11 @@ class Augmentation(NamedTuple):
         odd = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.5
         return cls(translate, shifts, odd[order] ^ (epoch % 2 == 0))
 
+    def to(self, device: torch.device) -> "Augmentation":
+        """The same, to be applied to images on `device`."""
+        shifts, mirrored = (None if drawn is None else drawn.to(device) for drawn in (self.shifts, self.mirrored))
+        return Augmentation(self.translate, shifts, mirrored)
+
     def apply(self, images: Tensor, part: slice) -> Tensor:
         """What was drawn for the images `part`, uint8 (n, C, H, W), done to them; `images` themselves stay."""
         if self.shifts is not None:
@@ -39,15 +44,19 @@ class Augmentation(NamedTuple):
         return images
 
     def _shifted(self, images: Tensor, shifts: Tensor) -> Tensor:
-        """One slice for each shift."""
-        height, width = images.shape[-2:]
-        padded = F.pad(images.float(), (self.translate,) * 4, mode="reflect").to(torch.uint8)
-        shifted = torch.empty_like(images)
-        for shift in shifts.unique().tolist():
-            chosen = (shifts == shift).nonzero().squeeze(1)
-            top, left = divmod(shift, 2 * self.translate + 1)
-            shifted[chosen] = padded[chosen, :, top : top + height, left : left + width]
-        return shifted
+        """Every pixel from where it comes, past the border from its reflection: one gather for all images."""
+        count, channels, height, width = images.shape
+        side = 2 * self.translate + 1
+        rows = _reflected(height, (shifts // side - self.translate).unsqueeze(1))
+        columns = _reflected(width, (shifts % side - self.translate).unsqueeze(1))
+        places = (rows.unsqueeze(2) * width + columns.unsqueeze(1)).view(count, 1, -1).expand(-1, channels, -1)
+        return images.flatten(2).gather(2, places).view(images.shape)
+
+
+def _reflected(length: int, moved: Tensor) -> Tensor:
+    """Where the places 0 to length - 1 of a line lie that has `moved` (N, 1): int64 (N, length)."""
+    places = (torch.arange(length, device=moved.device) + moved).abs()
+    return torch.where(places < length, places, 2 * (length - 1) - places)
 
 
 def resize(images: Tensor, size: int) -> Tensor:

@@ -10,6 +10,9 @@ from torch import Tensor
 from stages.common import artifacts
 from stages.common.errors import UserError
 from stages.common.images import maps
+from stages.common.images.batches import moved
+
+RESIDENT = 0.25  # of a GPU's free memory that training images may take
 
 
 class ImageSet(NamedTuple):
@@ -25,6 +28,33 @@ class ImageSet(NamedTuple):
     def take(self, chosen: Tensor) -> "ImageSet":
         """The images at the indices `chosen`, in that order."""
         return ImageSet(maps.take(self.images, chosen), self.labels[chosen], self.classes)
+
+
+class Feed:
+    """Training images for `device`, by their numbers: on a GPU that has room for them they lie there, so that no step
+    waits for a copy; elsewhere they are taken as they are asked for.
+    """
+
+    def __init__(self, image_set: ImageSet, device: torch.device):
+        self.device, self._set = device, image_set
+        self._there = image_set.images.to(device) if self._fits() else None
+        self._labels = image_set.labels.to(device)
+
+    def __len__(self) -> int:
+        return len(self._set)
+
+    def take(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """The uint8 images (n, C, H, W) and the labels (n,) at the indices `chosen`, both on the device."""
+        numbers = moved(chosen, self.device)
+        if self._there is not None:
+            return self._there[numbers], self._labels[numbers]
+        return moved(maps.take(self._set.images, chosen), self.device), self._labels[numbers]
+
+    def _fits(self) -> bool:
+        if self.device.type != "cuda":
+            return False
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return self._set.images.numel() < RESIDENT * free
 
 
 def read(name: str | Path) -> ImageSet:

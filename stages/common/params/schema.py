@@ -33,6 +33,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class Distributed(Section):
+    processes: Count | Literal["auto"]
+    sync_batchnorm: StrictBool
+
+
 class Model(Section):
     name: Literal["whitened_cnn", "simple_cnn", "resnet18", "custom"]
 
@@ -279,6 +284,7 @@ class Keys(Section):
     confidence: OpenShare
     eps: Eps
     eps_l2: EpsL2
+    distributed: Distributed
     model: Model
     models: Models
     training: Training

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from stages.common import artifacts, device, diagnosis, evaluation, images, models, wilson, workspace
-from stages.common.images import ImageSet
+from stages.common.images import Batch, ImageSet
 from stages.common.models import Classifier
 from stages.common.params import Params
 from stages.common.training.loop import Plain, Progress, Regime, Row, train
@@ -99,8 +99,9 @@ def _adopted(
 
 @torch.no_grad()
 def _loss(model: Classifier, image_set: ImageSet) -> float:
-    total = 0.0
+    def total(batch: Batch) -> float:
+        return float(F.cross_entropy(model(batch.x), batch.y, reduction="sum"))
+
     where = device.of(model)
-    for _, x, y in images.batches(image_set.images, image_set.labels, device=where, description="loss"):
-        total += float(F.cross_entropy(model(x), y, reduction="sum"))
-    return total / len(image_set)
+    found = images.each_batch(total, image_set.images, image_set.labels, device=where, description="loss")
+    return sum(found) / len(image_set)

@@ -7,6 +7,7 @@ started again, takes up after its last whole epoch and ends with the same bytes.
 import math
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.common import device, evaluation, images
+from stages.common import device, distributed, evaluation, images
 from stages.common.errors import UserError
 from stages.common.images import ImageSet
 from stages.common.training import resume
@@ -26,6 +27,7 @@ from stages.common.training.optimizer import new_optimizers, set_rate
 from stages.common.training.recipe import Recipe
 
 EARLY_SHARE = 0.5  # of the epochs that see images of `early_size`
+TOLD = 10  # steps from one loss on the progress bar to the next: a number asked of every step would make a GPU wait
 
 Row = Mapping[str, float]  # an epoch's line of plots/training_*.csv
 
@@ -33,7 +35,7 @@ Row = Mapping[str, float]  # an epoch's line of plots/training_*.csv
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """Where a training is: the share `done` of its steps, 0 to 1, the rows of the epochs before, and the epoch's
-    source of randomness, on the CPU.
+    source of randomness, on the model's device.
     """
 
     done: float
@@ -52,9 +54,13 @@ class Verdict(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """What a training hands to its regime: the model's logits, and what they are judged by."""
+    """What a training hands to its regime: the model's logits, and what they are judged by. Logits (N, K) of images are
+    float32 whatever precision the recipe computes in; `answer` gives those that are learnt from, whose gradients ranks
+    share, `forward` those that images are attacked by.
+    """
 
-    forward: Callable[[Tensor], Tensor]  # images -> logits (N, K), float32 whatever precision the recipe computes in
+    forward: Callable[[Tensor], Tensor]
+    answer: Callable[[Tensor], Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]  # logits, labels -> the batch's mean cross-entropy, smoothed
 
 
@@ -86,7 +92,7 @@ class Plain:
     settings = None
 
     def objective(self, learner: Learner, images: Tensor, labels: Tensor, progress: Progress) -> Objective:
-        logits = learner.forward(images)
+        logits = learner.answer(images)
         return Objective(logits, learner.loss(logits, labels))
 
     def after_epoch(self, row: Row, progress: Progress) -> Verdict:
@@ -120,9 +126,12 @@ def train(
     by the same run started again, deleted at the end.
     """
     regime = Plain() if regime is None else regime
-    work = resume.WorkFile(resume_in, name, resume.fingerprint(model, train_set, val_set, recipe, regime.settings))
+    run = resume.fingerprint(model, train_set, val_set, recipe, regime.settings)
+    distributed.agree("training set, model or code", run)
+    work = resume.WorkFile(resume_in, name, run)
     optimizers = new_optimizers(model, recipe)
     learner = _learner(model, recipe)
+    shown = images.Feed(train_set, device.of(model))
     state = resume.State(rows=[], best=None, best_epoch=0)
     if work.load(model, optimizers, state):
         print(f"{name}: going on after epoch {len(state.rows)}", flush=True)
@@ -130,14 +139,14 @@ def train(
     with images.progress(recipe.epochs * len(train_set), name) as bar:
         bar.update(len(state.rows) * len(train_set))
         for epoch in range(len(state.rows) + 1, recipe.epochs + 1):
-            learnt, progress = _epoch(epoch, model, learner, optimizers, train_set, recipe, regime, state.rows, bar)
+            learnt, progress = _epoch(epoch, model, learner, optimizers, shown, recipe, regime, state.rows, bar)
             row = {
                 "epoch": epoch,
                 **learnt,
                 "val_accuracy": evaluation.accuracy(model, val_set),
                 "learning_rate": set_rate(optimizers, epoch / recipe.epochs, recipe.warmup),
             }
-            verdict = regime.after_epoch(row, progress)
+            verdict = distributed.from_first(regime.after_epoch(row, progress))
             row |= verdict.figures
             if verdict.keep:
                 state.best = {key: value.detach().clone() for key, value in model.state_dict().items()}
@@ -162,7 +171,7 @@ def _epoch(
     model: nn.Module,
     learner: Learner,
     optimizers: Sequence[torch.optim.Optimizer],
-    train_set: ImageSet,
+    shown: images.Feed,
     recipe: Recipe,
     regime: Regime,
     rows: Sequence[Row],
@@ -170,26 +179,28 @@ def _epoch(
 ) -> tuple[dict[str, float], Progress]:
     """One pass over the training images in a new order: the mean loss, the accuracy, the progress of the last step.
 
-    Raises UserError for a loss that is not finite.
+    Every rank draws the same order, augmentation and noise for whole batches, and takes the images of each that are
+    dealt out to it. Raises UserError for a loss that is not finite.
     """
     where = device.of(model)
-    batch_size = min(recipe.batch_size, count := len(train_set))
+    batch_size = min(recipe.batch_size, count := len(shown))
     steps = count // batch_size
-    generator = torch.Generator().manual_seed(_seed(recipe.seed, epoch))
+    generator = torch.Generator().manual_seed(seed := _seed(recipe.seed, epoch))
     order = torch.randperm(count, generator=generator)
     drawn = images.Augmentation.draw(
         order, epoch, flip=recipe.flip, translate=recipe.translate, seed=recipe.seed, generator=generator
-    )
+    ).to(where)
+    noise = generator if where.type == "cpu" else torch.Generator(where).manual_seed(seed)
     size = recipe.early_size if epoch <= recipe.epochs * EARLY_SHARE else None
     losses, right = [], []  # tensors: a number asked of each step would make a GPU wait
     model.train()
     for step in range(steps):
         done = ((epoch - 1) * steps + step) / (recipe.epochs * steps)
-        progress = Progress(done=done, rows=rows, last_epoch=epoch == recipe.epochs, generator=generator)
+        progress = Progress(done=done, rows=rows, last_epoch=epoch == recipe.epochs, generator=noise)
         set_rate(optimizers, done, recipe.warmup)
-        part = slice(step * batch_size, (step + 1) * batch_size)
-        batch = train_set.take(order[part])
-        x, y = images.to_float(drawn.apply(batch.images, part), where), batch.labels.to(where)
+        part = slice(step * batch_size + distributed.rank(), (step + 1) * batch_size, distributed.count())
+        pixels, y = shown.take(order[part])
+        x = images.to_float(drawn.apply(pixels, part), where)
         x = x if size is None else images.resize(x, size)
         logits, loss = regime.objective(learner, x, y, progress)
         for optimizer in optimizers:
@@ -199,17 +210,19 @@ def _epoch(
             optimizer.step()
         losses.append(loss.detach())
         right.append((logits.detach().argmax(1) == y).sum())
-        if not bar.disable:
+        if not bar.disable and step % TOLD == 0:
             bar.set_postfix(epoch=f"{epoch}/{recipe.epochs}", loss=f"{float(losses[-1]):.3f}", refresh=False)
         bar.update(batch_size)
     model.eval()
-    mean = float(torch.stack(losses).cpu().double().mean())
+    distributed.average(buffer for buffer in model.buffers() if buffer.is_floating_point())  # BatchNorm's, of each rank
+    mean = float(np.mean(distributed.gathered(float(torch.stack(losses).cpu().double().mean()))))
     if not math.isfinite(mean):
         raise UserError(
             f"the loss became {mean} in epoch {epoch}; "
             f"lower models.*.learning_rate (now {recipe.learning_rate:g} at this batch size) or models.*.filter_rate"
         )
-    return {"loss": mean, "train_accuracy": int(torch.stack(right).sum()) / (steps * batch_size)}, progress
+    found = sum(distributed.gathered(int(torch.stack(right).sum())))
+    return {"loss": mean, "train_accuracy": found / (steps * batch_size)}, progress
 
 
 def _seed(seed: int, epoch: int) -> int:
@@ -217,21 +230,32 @@ def _seed(seed: int, epoch: int) -> int:
 
 
 def _learner(model: nn.Module, recipe: Recipe) -> Learner:
-    """The model in the recipe's precision, compiled where it says so; validation uses the plain one, in float32."""
-    kind, plain = device.of(model).type, _compiled(model) if recipe.compile else model
+    """The model in the recipe's precision, compiled where it says so; validation uses the plain one, in float32. What
+    is learnt from goes through DistributedDataParallel where there are ranks; buffers are averaged once an epoch.
+    """
+    where = device.of(model)
+    if recipe.sync_batchnorm and distributed.count() > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, with the same weights
+    plain = _compiled(model) if recipe.compile else model
+    shared = plain
+    if distributed.count() > 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch is about to rename the option
+            shared = nn.parallel.DistributedDataParallel(plain, broadcast_buffers=False)
 
-    def forward(images: Tensor) -> Tensor:
-        with torch.autocast(kind, torch.bfloat16, enabled=recipe.bfloat16):
-            return plain(images).float()
+    def computed(by: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        with torch.autocast(where.type, torch.bfloat16, enabled=recipe.bfloat16):
+            return by(images).float()
 
-    return Learner(forward, partial(F.cross_entropy, label_smoothing=recipe.label_smoothing))
+    smoothed = partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
+    return Learner(partial(computed, plain), partial(computed, shared), smoothed)
 
 
-def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def _compiled(model: nn.Module) -> nn.Module:
     """The model as torch.compile makes it."""
     if device.of(model).type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise UserError("params.yaml: training.compile = true needs a C++ compiler on a CPU; install g++, or set false")
-    compiled: Callable[[Tensor], Tensor] = torch.compile(model)
+    compiled: nn.Module = torch.compile(model)  # type: ignore[assignment]  # of a module it makes a module
     return compiled
 
 

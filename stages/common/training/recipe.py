@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from stages.common import device, evaluation, images, models, normalization, workspace
+from stages.common import device, distributed, evaluation, images, models, normalization, workspace
 from stages.common.errors import UserError
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
@@ -35,14 +35,24 @@ class Recipe:
     early_size: int | None
     bfloat16: bool
     compile: bool
+    sync_batchnorm: bool
     seed: int
 
     @classmethod
     def from_params(cls, params: Params, which: str, where: torch.device) -> "Recipe":
         """The recipe that params.yaml asks for of the `standard` or the `robust` training. SGD's rate scales with the
         batch size (Goyal 2017), Muon's, whose steps are as long however loud the gradient, with its root.
+
+        Raises UserError for a batch that cannot be dealt out to the ranks evenly, and for sync_batchnorm without GPUs.
         """
         data, training, section = params.data.training, params.training, params.model_of(which).section
+        if data.batch_size % (ranks := distributed.count()):
+            raise UserError(
+                f"params.yaml: datasets.{params.dataset}.training.batch_size = {data.batch_size}: it is dealt out to "
+                f"{ranks} processes; allowed is a multiple of {ranks}"
+            )
+        if params.distributed.sync_batchnorm and where.type != "cuda":
+            raise UserError("params.yaml: distributed.sync_batchnorm = true: it works between GPUs alone; set false")
         share = data.batch_size / 1024
         return cls(
             epochs=getattr(params.data, f"train_{which}").epochs,
@@ -58,6 +68,7 @@ class Recipe:
             early_size=data.early_size,
             bfloat16=device.bfloat16(params.precision, where),
             compile=training.compile,
+            sync_batchnorm=params.distributed.sync_batchnorm,
             seed=params.seed,
         )
 

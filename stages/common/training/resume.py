@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stages.common import work
+from stages.common import distributed, work
+from stages.common.errors import UserError
 from stages.common.images import ImageSet
 from stages.common.training.recipe import Recipe
 
@@ -25,12 +26,22 @@ class WorkFile(work.WorkFile):
 
     def save(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: State) -> None:
         momenta = [optimizer.state_dict() for optimizer in optimizers]
-        self.write({"model": model.state_dict(), "optimizers": momenta, **vars(state)})
+        content = {"ranks": distributed.count(), "model": model.state_dict(), "optimizers": momenta}
+        self.write({**content, **vars(state)})
 
     def load(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: State) -> bool:
-        """Take up an interrupted run of this very kind, if there is one."""
+        """Take up an interrupted run of this very kind, if there is one.
+
+        Raises UserError if other than so many ranks were at it: each one's part of a batch has BatchNorm statistics of
+        its own, so that the rest would be another training.
+        """
         if (content := self.read()) is None:
             return False
+        if (ranks := content["ranks"]) != distributed.count():
+            raise UserError(
+                f"this training was interrupted as {ranks} processes and cannot go on as {distributed.count()}; "
+                f"set distributed.processes to {ranks}, or delete {self.path} to begin again"
+            )
         model.load_state_dict(content["model"])
         for optimizer, momenta in zip(optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(momenta)
