@@ -83,4 +83,4 @@ lock: setup      ## pin the newest versions that requirements*.txt allow
 	  | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock
 
 clean:           ## what the targets above made, prepared data and checkpoints included
-	rm -rf .venv build dvc_plots data/prepared data/checkpoints data/resume
+	rm -rf .venv build dvc_plots data/prepared data/checkpoints data/resume data/rows data/images.csv
