@@ -61,14 +61,14 @@ seeds: setup     ## mean and interval of every figure over N seeds (make seeds N
 	python -m scripts.seeds $(or $(N),3)
 
 # Of some six hundred columns `dvc exp show` keeps the parameters that differ and these figures of each model.
-NOISE := ^(Created|rev|typ|parent|State|Executor|(stages|data|metrics|plots)/.*|(sizes|base_rate|fingerprint|val_|epoch|trained_eps|robust_minus).*|.*_epochs|(standard|robust)\.(?!(clean|fgsm|pgd|max_logit\.auroc|failed)$$).*)$$
+NOISE := ^(Created|rev|typ|parent|State|Executor|(stages|data|metrics|plots)/.*|(sizes|base_rate|fingerprint|val_|epoch|trained_eps|robust_minus).*|.*_(epochs|low|high)|(standard|robust)\.(?!(clean|fgsm|pgd|max_logit\.auroc|failed)$$).*)$$
 experiments: setup   ## the experiments of this commit: what was turned, and the headline figures
 	@dvc exp show --md --only-changed --drop '$(NOISE)'
 
 queue: setup     ## run the queued experiments J at a time, the cores divided among them (make queue J=2)
 	OMP_NUM_THREADS=$$(python -c 'import os; print(max(1, os.cpu_count() // $(J)))') dvc queue start -j $(J)
 
-images-table: setup   ## pictures of the test images that the models fail on, from data/images.csv: build/images
+images-table: setup   ## pictures of the test and OOD images that say most, from data/images.csv: build/images
 	@python -m scripts.images_table
 
 bench: setup     ## speed beside peers in the same run, on the prepared CIFAR-10: eight minutes on a quiet machine
@@ -83,4 +83,4 @@ lock: setup      ## pin the newest versions that requirements*.txt allow
 	  | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock
 
 clean:           ## what the targets above made, prepared data and checkpoints included
-	rm -rf .venv build dvc_plots data/prepared data/checkpoints data/resume
+	rm -rf .venv build dvc_plots data/prepared data/checkpoints data/resume data/rows data/images.csv

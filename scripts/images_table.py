@@ -1,66 +1,120 @@
-"""Pictures of the test images that the models fail on, from data/images.csv: build/images/*.png
+"""Pictures of what the models get wrong, and of what they hold out against, from data/images.csv: build/images/*.png
 
     python -m scripts.images_table      # or make images-table
 
-The most confidently answered clean images are shown, of those that a model takes for another class (surest errors), of
-those that the strongest attack breaks (broken), and of those that it does not (survivors).
+Ten images a model, the most telling ones first. Of test images: the surest errors, the surest of those that the
+strongest attack breaks and of those that survive it, and what the smallest budgets change. Of the detector that tells
+OOD images best: the OOD images that it takes for known ones, and the known ones that it takes for OOD.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from scripts.judgement import ATTACKS
-from stages.common import artifacts, figures, images
+from stages.common import artifacts, detection, errors, figures, images, rows
 from stages.common.artifacts import MODELS
+from stages.common.detection.detectors import DETECTORS
 from stages.common.images import ImageSet
 
 OUT = Path("build/images")
 SHOWN = 10  # images a row
-# Columns of class names, which may be digits, or the word nan
-NAMES = ("class", *(f"{model}_{attack}" for model in MODELS for attack in ATTACKS))
+OURS, OTHER = "test", "ood"  # the sets that pictures are of
 
 
-def right(rows: pd.DataFrame, model: str, attack: str) -> pd.Series:
-    """Which rows `model` has right under `attack`."""
-    found: pd.Series = rows[f"{model}_{attack}"] == rows["class"]
+class Picture(NamedTuple):
+    """Of which set it is, what it shows, and how it chooses: of the set's rows, those that it may show of a model, the
+    ones shown first having the largest values. `taken` is the column, behind the model's name, of what they are taken
+    for.
+    """
+
+    of: str
+    title: str
+    values: Callable[[pd.DataFrame, str], pd.Series]
+    taken: str = "taken_for"
+
+
+def right(table: pd.DataFrame, model: str) -> pd.Series:
+    """Which rows `model` has right, clean."""
+    found: pd.Series = table[f"{model}_taken_for"] == table["class"]
     return found
 
 
-# What a picture shows a row a model of: which of data/images.csv's rows, and the column of what they are taken for
-PICTURES: dict[str, tuple[Callable[[pd.DataFrame, str], pd.Series], str]] = {
-    "surest_errors": (lambda rows, model: ~right(rows, model, "clean"), "clean"),
-    "broken": (lambda rows, model: right(rows, model, "clean") & ~right(rows, model, "strongest"), "strongest"),
-    "survivors": (lambda rows, model: right(rows, model, "strongest"), "strongest"),
+def strongest(table: pd.DataFrame, model: str) -> str:
+    """The column of what survives the strongest attack: there is one, at eps."""
+    return next(title for title in map(str, table) if title.startswith(f"{model}_strongest_"))
+
+
+def best_detector(table: pd.DataFrame, model: str) -> str:
+    """The column of the detector with the largest AUROC between test and OOD images."""
+    columns = [title for name in DETECTORS if (title := f"{model}_{name}") in table]
+    ours, other = (table[table["set"] == name] for name in (OURS, OTHER))
+    return max(columns, key=lambda title: detection.auroc(ours[title].to_numpy(), other[title].to_numpy()))
+
+
+def surest(table: pd.DataFrame, model: str, among: pd.Series) -> pd.Series:
+    """The model's confidences in the rows `among`."""
+    found: pd.Series = table.loc[among, f"{model}_confidence"]
+    return found
+
+
+PICTURES = {
+    "surest_errors": Picture(OURS, "surest errors", lambda t, model: surest(t, model, ~right(t, model))),
+    "broken": Picture(
+        OURS,
+        "surest of those that the strongest attack breaks",
+        lambda t, model: surest(t, model, right(t, model) & (t[strongest(t, model)] == 0)),
+        "strongest",
+    ),
+    "survivors": Picture(
+        OURS, "surest of those that survive", lambda t, model: surest(t, model, t[strongest(t, model)] == 1)
+    ),
+    "fragile": Picture(
+        OURS, "changed by the smallest budgets", lambda t, model: -t.loc[right(t, model), f"{model}_smallest_pgd"]
+    ),
+    "unknown_taken_in": Picture(
+        OTHER, "OOD images that the best detector is surest to know", lambda t, model: t[best_detector(t, model)]
+    ),
+    "known_turned_away": Picture(
+        OURS, "test images that the best detector is surest not to know", lambda t, model: -t[best_detector(t, model)]
+    ),
 }
 
 
-def picture(name: str, rows: pd.DataFrame, test: ImageSet) -> Figure:
-    """The most confidently answered of the rows that the picture is of, a row a model: true name, taken for."""
-    chosen, attack = PICTURES[name]
-    drawn = {}
+def chosen(name: str, table: pd.DataFrame, model: str) -> pd.DataFrame:
+    """The rows that a picture shows of a model, the first one first: index and taken_for."""
+    picture = PICTURES[name]
+    values = picture.values(table, model)[lambda found: table.loc[found.index, "set"] == picture.of]
+    some = table.loc[values.dropna().nlargest(SHOWN, keep="first").index]
+    column = f"{strongest(table, model)}_taken_for" if picture.taken == "strongest" else f"{model}_{picture.taken}"
+    return pd.DataFrame({"index": some["index"], "taken_for": some[column]})
+
+
+def drawn(name: str, table: pd.DataFrame, sets: dict[str, ImageSet]) -> Figure:
+    """The picture `name`, a row a model: true name, taken for."""
+    picture, names = PICTURES[name], sets[OURS].classes
+    grid = {}
     for model in MODELS:
-        some = rows[chosen(rows, model)].nlargest(SHOWN, f"{model}_confidence", keep="first")
-        taken = [test.classes.index(guess) for guess in some[f"{model}_{attack}"]]
-        drawn[model] = (torch.tensor(some["image"].to_numpy()), torch.tensor(taken, dtype=torch.int64))
-    return figures.named_grid(f"{name.replace('_', ' ')}: true name, taken for", drawn, test, columns=SHOWN)
+        some = chosen(name, table, model)
+        taken = [names.index(guess) for guess in some["taken_for"]]
+        grid[model] = (torch.tensor(some["index"].to_numpy()), torch.tensor(taken, dtype=torch.int64))
+    known = names if picture.of == OTHER else []
+    return figures.named_grid(
+        f"{picture.title}: true name, taken for", grid, sets[picture.of], known=known, columns=SHOWN
+    )
 
 
 def main() -> None:
-    if not artifacts.ROWS.is_file():
-        sys.exit(f"error: {artifacts.ROWS} is not there; run `dvc repro breakdown`, or `dvc checkout`")
-    rows, test = (
-        pd.read_csv(artifacts.ROWS, dtype=dict.fromkeys(NAMES, str), keep_default_na=False),
-        images.read("test"),
-    )
+    table = rows.numbers(rows.read(artifacts.ROWS))
+    sets = {name: images.read(name) for name in (OURS, OTHER)}
     for name in PICTURES:
-        artifacts.write_figure(OUT / f"{name}.png", picture(name, rows, test))
-    print(f"{len(rows)} images in {artifacts.ROWS}; {', '.join(PICTURES)} drawn in {OUT}/")
+        artifacts.write_figure(OUT / f"{name}.png", drawn(name, table, sets))
+    best = ", ".join(f"{best_detector(table, model)}" for model in MODELS)
+    print(f"{len(table):,} images in {artifacts.ROWS}, best detectors {best}; {', '.join(PICTURES)} drawn in {OUT}/")
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main)

@@ -17,6 +17,36 @@ PARTS = {"clean": "clean", "apgd_ce": "APGD", "apgd_t": "targeted APGD", "fab_t"
 BUDGETS = {"eps": "eps", "at_8_255": "8/255", "l2": "eps_l2, in L2"}
 ATTACKS = {"clean": "clean", "pgd": "PGD", "strongest": "strongest"}
 
+# From the highest to the lowest: the file and the key of each figure, below the model and (at 8/255) at_8_255
+BOUNDS = {
+    "FGSM": ("fgsm", "fgsm"),
+    "FGSM, worst case over budgets": ("fgsm", "fgsm_worst"),
+    "PGD": ("fgsm", "pgd"),
+    "the audit's strongest": ("audit", "strongest"),
+    "that, and PGD in L2": ("audit", "worst_of_norms"),
+    "AutoAttack": ("autoattack", "all"),
+}
+
+
+def bounds(metrics: Mapping[str, Any]) -> str:
+    """Of metrics/{fgsm,audit,autoattack}.json: a row an attack, what it leaves of both models, with its interval."""
+    heads = [f"{model}, {name}" for model in MODELS for name in ("eps", "8/255")]
+    lines = [f"| attack | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    for attack, (file, key) in BOUNDS.items():
+        cells = []
+        for model in MODELS:
+            of = metrics[file][model]
+            cells += [_share(of.get("eps", of), key), _share(of["at_8_255"], key)]
+        lines.append(f"| {attack} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _share(figures: Mapping[str, float], key: str) -> str:
+    """A figure with its interval; empty where it was not measured."""
+    if key not in figures:
+        return ""
+    return f"{figures[key]:.3f} [{figures[f'{key}_low']:.3f}, {figures[f'{key}_high']:.3f}]"
+
 
 def autoattack(metrics: Mapping[str, Any]) -> str:
     """Of metrics/autoattack.json: a row a model and budget, what each part and all before it leave."""
@@ -46,9 +76,8 @@ def breakdown(metrics: Mapping[str, Any], classes: pd.DataFrame) -> str:
                 f"{row['class']} {row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
                 for row in (*worst.to_dict("records"), *best.to_dict("records"))
             )
-            share = f"{of['accuracy']:.3f} [{of['accuracy_low']:.3f}, {of['accuracy_high']:.3f}]"
             error = f"{of['ece']:.3f}" if "ece" in of else ""
-            lines.append(f"| {model} | {name} | {share} | {ends} | {error} |")
+            lines.append(f"| {model} | {name} | {_share(of, 'accuracy')} | {ends} | {error} |")
     return "\n".join(lines)
 
 
@@ -81,16 +110,17 @@ def tables() -> dict[str, str]:
     try:
         metrics = {
             name: json.loads((artifacts.METRICS / f"{name}.json").read_text())
-            for name in ("autoattack", "breakdown", "corruptions")
+            for name in ("fgsm", "audit", "autoattack", "breakdown", "corruptions")
         }
-        classes, bounds = (pd.read_csv(artifacts.PLOTS / f"{name}.csv") for name in ("classes", "certified"))
+        classes, both_sides = (pd.read_csv(artifacts.PLOTS / f"{name}.csv") for name in ("classes", "certified"))
     except FileNotFoundError as error:
         sys.exit(f"error: {error.filename} is missing: run `dvc repro`")
     return {
+        "bounds": bounds(metrics),
         "autoattack": autoattack(metrics["autoattack"]),
         "breakdown": breakdown(metrics["breakdown"], classes),
         "corruptions": corruptions(metrics["corruptions"]),
-        "certified": certified(bounds),
+        "certified": certified(both_sides),
     }
 
 

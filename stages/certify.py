@@ -2,8 +2,9 @@
 
 In:  data/prepared/test.npz, data/checkpoints/{standard,robust}.pt
 Out: metrics/certify.json, of the robust model under noise: clean accuracy, how often it abstains, accuracy that is
-     certified and that an attack leaves at each L2 radius, images for which the two contradict each other,
-     plots/certified.csv, the two against the radius, with intervals
+     certified and that an attack leaves at each L2 radius, of how many images; for how many of them the two contradict
+     each other, and for how many they may by chance, which the audit judges; plots/certified.csv, the two against the
+     radius, with intervals
 
 With certify.images at 0 there is nothing to look at (n/a): the table has no row, and the metrics no figure.
 """
@@ -64,7 +65,9 @@ def certified(knobs: Params) -> tuple[list[dict[str, float | str]], dict[str, An
         "smoothed": float((found.answers == sampled.labels).double().mean()),
         "abstained": float((found.answers == smoothing.ABSTAINED).double().mean()),
         **shares,
+        "images": len(sampled),
         "contradicted": int(smoothing.contradicted(found).sum()),
+        "by_chance": smoothing.by_chance(len(sampled), chosen.radii, chosen.alpha),
     }
     print(f"robust under noise of {chosen.sigma:.4g}: clean {metrics['smoothed']:.4f}, {len(sampled)} test images")
     for radius in chosen.radii:

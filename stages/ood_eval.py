@@ -3,7 +3,8 @@
 In:  data/prepared/{train,val,test,ood,extra}.npz, data/checkpoints/{standard,robust}.pt
 Out: metrics/ood.json, of the main OOD set; plots/ood_scores.csv, every figure on every OOD set; plots/ood_classes.csv,
      AUROC for each OOD class; plots/{roc,pr}_{standard,robust,max_logit}.csv, curves of all scores on one model, and of
-     the study's score on both; plots/ood_histogram_{standard,robust}.csv; plots/images/ood_{histograms,fooled}.png
+     the study's score on both; plots/ood_histogram_{standard,robust}.csv; plots/images/ood_{histograms,fooled}.png;
+     data/rows/ood_eval.csv, of each image what it is taken for, how surely, and every detector's confidence
 
 Scores are fitted on the training images; the validation images set the thresholds. No OOD image decides anything.
 """
@@ -12,9 +13,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
-from stages.common import artifacts, detection, device, evaluation, figures, images, params, stage
+from stages.common import artifacts, calibration, detection, device, evaluation, figures, images, params, rows, stage
 from stages.common.artifacts import MODELS
 from stages.common.detection import detectors, tables
 from stages.common.detection.scores import Options
@@ -37,9 +39,10 @@ def main() -> None:
 
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {}  # confidences [model][detector][set]
     taken_for: dict[str, dict[str, Tensor]] = {}  # predicted classes [model][set]
+    sure: dict[str, dict[str, Tensor]] = {}  # their probabilities [model][set]
     names = detectors.of_both(both, Options.from_params(knobs), train)
     for name, model in both.items():
-        found[name], taken_for[name] = examine(name, model, train, sets, names, knobs)
+        found[name], taken_for[name], sure[name] = examine(name, model, train, sets, names, knobs)
 
     main_pairs = {m: {s: (parts["id"], parts[MAIN]) for s, parts in found[m].items()} for m in MODELS}
     results = {
@@ -58,6 +61,8 @@ def main() -> None:
     artifacts.write_table(artifacts.PLOTS / "ood_scores.csv", table)
     by_class = tables.by_class(found, taken_for, unknown, test.classes)
     artifacts.write_table(artifacts.PLOTS / "ood_classes.csv", list(by_class))
+    told = [each_image(key, part, test.classes, found, taken_for, sure) for key, part in sets.items() if key != "val"]
+    rows.write(rows.FOLDER / "ood_eval.csv", pd.concat(told))
     draw(main_pairs, results)
     fooled = figures.fooled_grid(
         {model: (found[model][HEADLINE][MAIN], taken_for[model][MAIN]) for model in MODELS}, ood, test.classes
@@ -73,19 +78,40 @@ def examine(
     sets: Mapping[str, ImageSet],
     names: Sequence[str],
     knobs: params.Params,
-) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Tensor]]:
-    """One model's confidences [detector][set] and predicted classes [set]. Frees all that it has fitted and seen."""
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Tensor], dict[str, Tensor]]:
+    """One model's confidences [detector][set], predicted classes [set] and their probabilities [set]. Frees all that it
+    has fitted and seen.
+    """
     sight, options = detectors.Sight.from_params(knobs), Options.from_params(knobs)
     fitted = detectors.fit_on(model, train, sight, options, names=names, description=f"{name}: train")
     confidences: dict[str, dict[str, np.ndarray]] = {score: {} for score in fitted}
-    taken_for = {}
+    taken_for, sure = {}, {}
     for key, part in sets.items():
         seen = detectors.see(model, part, sight, names=detectors.views_of(names), description=f"{name}: {key}")
-        taken_for[key] = seen["plain"].logits.argmax(1)
+        sure[key], taken_for[key] = calibration.probabilities_of(seen["plain"].logits).max(1)
         for score, values in detectors.score(fitted, seen).items():
             confidences[score][key] = values.numpy()
     print(f"{name}: {len(fitted)} detectors on {sum(map(len, sets.values())):,} images", flush=True)
-    return confidences, taken_for
+    return confidences, taken_for, sure
+
+
+def each_image(
+    key: str,
+    image_set: ImageSet,
+    classes: Sequence[str],
+    found: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
+    taken_for: Mapping[str, Mapping[str, Tensor]],
+    sure: Mapping[str, Mapping[str, Tensor]],
+) -> pd.DataFrame:
+    """A row an image of the set `key`: its class, and by each model which of `classes` it is taken for, how surely, and
+    every detector's confidence.
+    """
+    columns: dict[str, Tensor | Sequence[object]] = {"class": [image_set.classes[i] for i in image_set.labels.tolist()]}
+    for name in MODELS:
+        columns[f"{name}_taken_for"] = [classes[i] for i in taken_for[name][key].tolist()]
+        columns[f"{name}_confidence"] = sure[name][key]
+        columns |= {f"{name}_{score}": torch.from_numpy(values[key]) for score, values in found[name].items()}
+    return rows.part("test" if key == "id" else key, torch.arange(len(image_set)), columns)
 
 
 def draw(pairs: tables.Pairs, results: tables.Results) -> None:

@@ -2,11 +2,14 @@
 
 In:  data/prepared/{train,val,test}.npz
 Out: data/checkpoints/robust.pt, metrics/train_robust.json, plots/training_robust.csv
+
+Accuracies have their intervals. Those under attack are of the validation images that chose the epoch: they are a little
+higher than other images' would be.
 """
 
 from typing import Any
 
-from stages.common import artifacts, attacks, device, evaluation, images, params, stage, training
+from stages.common import artifacts, attacks, device, evaluation, images, params, stage, training, wilson
 from stages.common.adversary import Adversary, Settings
 
 
@@ -25,18 +28,19 @@ def main() -> None:
     settings = Settings.from_params(knobs)
     with attacks.searching(bfloat16=device.bfloat16(knobs.precision, device.choose(knobs.device))):
         learnt = training.learn(knobs, "robust", lambda model, val_set: Adversary(model, val_set, settings))
-    kept = learnt.kept
+    kept, val = learnt.kept, images.read("val")
+    attacked = {name: kept[name] for name in ("val_fgsm", "val_pgd", "val_margin")}
+    held_out = min(len(val), knobs.train_robust.validation_images)
     metrics = learnt.metrics | {
         "trained_eps": kept["eps"],  # below eps if that is above largest_budget, or if it broke the model
-        "val_fgsm": kept["val_fgsm"],
-        "val_pgd": kept["val_pgd"],
+        **wilson.figures_of_shares(attacked, held_out, training.LEVEL),
         "overfitted_epochs": sum(row["overfitted"] for row in learnt.rows),
         "collapsed_epochs": sum(row["collapsed"] for row in learnt.rows),
     }
     if knobs.train_robust.weights is not None:
         del metrics["trained_eps"]  # not known
     artifacts.write_metrics(artifacts.METRICS / "train_robust.json", metrics)
-    chance = evaluation.chance(images.read("val").labels)
+    chance = evaluation.chance(val.labels)
     print(f"robust: test accuracy {metrics['accuracy']['test']:.4f}; {worth(metrics, knobs.eps, chance)}")
 
 

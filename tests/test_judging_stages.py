@@ -3,13 +3,13 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from scripts import images_table
 from stages import autoattack, breakdown
-from stages.common import accuracy, artifacts, attacks, evaluation, images, params
+from stages.common import accuracy, artifacts, attacks, evaluation, images, params, rows
 from tests.small import RECIPE, against, fit
 
 EPS = 0.05
@@ -26,6 +26,7 @@ def here(monkeypatch, tmp_path, digits, both):
     """A folder in which a stage finds these models, the digits and small parameters."""
     knobs = SimpleNamespace(
         breakdown=SimpleNamespace(images=60, pgd_steps=5),
+        audit=SimpleNamespace(pgd_steps=5, restarts=2),
         autoattack=SimpleNamespace(images=20, queries=20),
         device="cpu",
         precision="float32",
@@ -45,23 +46,27 @@ def metrics(name):
     return json.loads((artifacts.METRICS / f"{name}.json").read_text())
 
 
-def test_the_breakdown_s_tables_are_of_the_same_images(here, capsys):
+def test_the_breakdown_s_tables_are_of_the_same_images(here, digits, capsys):
     breakdown.main()
-    found, rows = metrics("breakdown"), pd.read_csv(artifacts.ROWS, dtype=dict.fromkeys(images_table.NAMES, str))
+    found, table = metrics("breakdown"), rows.read(rows.FOLDER / "breakdown.csv")
     classes, confusion, reliability = (
         pd.read_csv(artifacts.PLOTS / f"{name}.csv", dtype={"class": str, "taken_for": str})
         for name in ("classes", "confusion", "reliability")
     )
-    assert len(rows) == 60 and rows["image"].is_unique
+    held_out = digits.take(torch.arange(1600, 1797))
+    names = [str(held_out.labels[index].item()) for index in table["index"]]
+    assert len(table) == 60 and table["index"].is_unique and set(table["set"]) == {"test"}
     for model in artifacts.MODELS:
+        left = (table[f"{model}_strongest_0.05"] == "1").to_numpy()
+        assert ((table[f"{model}_strongest_0.05_taken_for"] == names).to_numpy() == left).all()
+        assert found[model]["strongest"]["accuracy"] == pytest.approx(left.mean(), abs=1e-4)
         for attack in ("clean", "pgd", "strongest"):
-            right = (rows[f"{model}_{attack}"] == rows["class"]).to_numpy()
+            by_class = classes[(classes["model"] == model) & (classes["attack"] == attack)]
+            right = np.arange(60) < round((by_class["images"] * by_class["accuracy"]).sum())
             of = found[model][attack]
             expected = accuracy.figures({"accuracy": right}, 0.95)
             assert {key: of[key] for key in expected} == pytest.approx(expected, abs=1e-4)
-            by_class = classes[(classes["model"] == model) & (classes["attack"] == attack)]
             assert by_class["images"].sum() == 60
-            assert float((by_class["images"] * by_class["accuracy"]).sum()) == pytest.approx(right.sum(), abs=1e-3)
             assert of["worst_class"] == pytest.approx(by_class["accuracy"].min(), abs=1e-4)
             cells = confusion[(confusion["model"] == model) & (confusion["attack"] == attack)]
             diagonal = cells[cells["class"] == cells["taken_for"]].set_index("class")["share"]
@@ -80,29 +85,12 @@ def test_the_breakdown_s_tables_are_of_the_same_images(here, capsys):
         found["robust"]["pgd"]["accuracy"] - found["standard"]["pgd"]["accuracy"], abs=2e-4
     )
     assert gain["low"] <= gain["difference"] <= gain["high"] and gain["difference"] > 0
-    assert "robust, strongest: " in capsys.readouterr().out
-
-
-def test_the_pictures_show_what_their_rows_say(here, digits, capsys):
-    breakdown.main()
-    images_table.main()
-    assert sorted(path.name for path in images_table.OUT.glob("*.png")) == sorted(
-        f"{name}.png" for name in images_table.PICTURES
+    said = capsys.readouterr().out
+    assert "robust, strongest: " in said
+    announced = (
+        "60 test images, 2 models: PGD of 5 steps; the strongest attack, PGD from 2 starts and the margins of 9 "
     )
-    rows = pd.DataFrame(
-        {"image": [0, 1, 2], "class": ["3", "4", "5"]}
-        | {f"robust_{attack}": ["3", "4", "1"] for attack in ("clean", "pgd")}
-        | {"robust_strongest": ["3", "9", "1"], "robust_confidence": [0.9, 0.8, 0.7]}
-    )
-    shown = {
-        name: rows[chosen(rows, "robust")]["image"].tolist() for name, (chosen, _) in images_table.PICTURES.items()
-    }
-    assert shown == {"surest_errors": [2], "broken": [1], "survivors": [0]}
-
-
-def test_without_its_rows_the_pictures_say_what_to_run(here):
-    with pytest.raises(SystemExit, match="dvc repro breakdown"):
-        images_table.main()
+    assert said.startswith(announced + "classes, 5 steps each: about ")
 
 
 def test_each_part_of_autoattack_leaves_no_more_than_the_one_before(here):
@@ -120,8 +108,8 @@ def test_each_part_of_autoattack_leaves_no_more_than_the_one_before(here):
             left = [of[part] for part in parts]
             assert left == sorted(left, reverse=True) and of["all"] == left[-1]
             assert of["all_low"] <= of["all"] <= of["all_high"]
-            rows = table[(table["model"] == model) & (table["budget"] == budget)]
-            assert rows["part"].tolist() == parts and rows["accuracy"].tolist() == pytest.approx(left, abs=1e-4)
+            drawn = table[(table["model"] == model) & (table["budget"] == budget)]
+            assert drawn["part"].tolist() == parts and drawn["accuracy"].tolist() == pytest.approx(left, abs=1e-4)
     assert found["standard"]["l2"]["all"] < found["robust"]["l2"]["all"]
 
 
@@ -157,14 +145,26 @@ def test_an_interrupted_autoattack_goes_on_after_its_last_part(here, monkeypatch
     assert metrics("autoattack") == whole and not list(here.glob("data/resume/autoattack-*"))
 
 
-def test_the_l2_budget_is_one(here, monkeypatch):
+def test_the_larger_of_two_budgets_by_a_norm_is_attacked_first_and_spares_its_survivors(here, monkeypatch):
+    """Half of what is attacked survives: at 8/255 only the half that eps broke is attacked."""
     asked = []
-    monkeypatch.setattr(
-        autoattack,
-        "survivors",
-        lambda model, attacked, eps, norm, knobs, file: (
-            asked.append((norm, eps)) or {"apgd_ce": torch.ones(20, dtype=torch.bool)}
-        ),
-    )
+
+    def half(model, attacked, eps, norm, knobs, file):
+        asked.append((norm, eps, len(attacked)))
+        return {"apgd_ce": torch.arange(len(attacked)) % 2 == 0}
+
+    monkeypatch.setattr(autoattack, "survivors", half)
     autoattack.main()
-    assert asked == 2 * [(attacks.Linf, EPS), (attacks.Linf, 8 / 255), (attacks.L2, 0.5)]
+    assert asked == 2 * [(attacks.L2, 0.5, 20), (attacks.Linf, EPS, 20), (attacks.Linf, 8 / 255, 10)]
+    found, table = metrics("autoattack")["robust"], rows.read(rows.FOLDER / "autoattack.csv")
+    assert [found[budget]["all"] for budget in ("eps", "at_8_255", "l2")] == [0.5, 0.75, 0.5]
+    at_eps, smaller = (table[f"robust_autoattack_{eps}"] == "1" for eps in ("0.05", "0.03137"))
+    assert list(table)[2:5] == ["standard_autoattack_0.05", "standard_autoattack_0.03137", "standard_apgd_l2_0.5"]
+    assert at_eps.sum() == 10 and (at_eps <= smaller).all() and smaller.sum() == 15
+
+
+def test_one_budget_by_two_names_is_attacked_once(here, monkeypatch):
+    params.load_prepared().eps = attacks.EIGHT
+    autoattack.main()
+    for of in metrics("autoattack").values():
+        assert of["eps"] == of["at_8_255"]

@@ -131,7 +131,7 @@ def test_params_read_are_the_params_declared(tmp_path, monkeypatch):
         name = "load" if stage == "prepare" else "load_prepared"
         monkeypatch.setattr(params, name, lambda name=name, reads=reads: Recorder(doors[name](), "", reads))
         __import__(f"stages.{stage}", fromlist=["main"]).main()
-        declared = {re.sub(r"\$\{([\w.]+)\}", lambda m: CHOSEN[m[1]], key) for key in spec["params"]}
+        declared = {re.sub(r"\$\{([\w.]+)\}", lambda m: CHOSEN[m[1]], key) for key in spec.get("params", [])}
 
         def covers(key, read):
             return read == key or read.startswith(f"{key}.")
@@ -143,7 +143,7 @@ def test_params_read_are_the_params_declared(tmp_path, monkeypatch):
         }  # dvc.yaml cannot ask for them there alone
         unread = {key for key in declared - of_another if not any(covers(key, read) for read in reads)}
         assert not undeclared and not unread, f"{stage}: read but not declared {undeclared}, declared only {unread}"
-        outputs = [*spec.get("outs", []), *(next(iter(o)) for o in spec["metrics"] + spec.get("plots", []))]
+        outputs = [*spec.get("outs", []), *(next(iter(o)) for o in spec.get("metrics", []) + spec.get("plots", []))]
         assert all(Path(output).is_file() for output in outputs), stage
 
 
@@ -215,6 +215,22 @@ EDITS = {  # what is edited: where, a text there, what takes its place -> the st
     "a check": ([(f"{COMMON}/audit/attack_checks.py", "share > 0.95", "share > 0.96")], {"audit"}),
     "Square": ([(f"{COMMON}/audit/square.py", "START = 0.8", "START = 0.7")], {"autoattack", "audit"}),
     "APGD": ([(f"{COMMON}/autoattack/apgd.py", "MOMENTUM = 0.75", "MOMENTUM = 0.7")], {"autoattack"}),
+    "an interval of two models": (
+        [(f"{COMMON}/accuracy.py", "HALVINGS = 60", "HALVINGS = 50")],
+        {"fgsm_sweep", "targeted_sweep", "breakdown", "autoattack", "corruption_sweep", "certify", "audit"},
+    ),
+    "the level of intervals": (
+        [(PARAMS, "confidence: 0.95", "confidence: 0.9")],
+        set(STAGES) - {"prepare", "train_standard", "train_robust", "images_table"},
+    ),
+    "the joined rows": (
+        [("stages/images_table.py", '"ood_eval", "fgsm_sweep"', '"fgsm_sweep", "ood_eval"')],
+        {"images_table"},
+    ),
+    "the strongest attack": (
+        [(f"{COMMON}/audit/strongest.py", "seed + 1, seed", "seed + 2, seed")],
+        {"breakdown", "audit"},
+    ),
     "a corruption": ([(f"{COMMON}/corruptions.py", "REACH = 2", "REACH = 3")], {"corruption_sweep"}),
     "the smoothing": ([(f"{COMMON}/smoothing.py", "NOISES = 10, 8", "NOISES = 10, 4")], {"certify"}),
     "a figure": (

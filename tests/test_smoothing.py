@@ -2,6 +2,8 @@
 
 import json
 import sys
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -14,7 +16,10 @@ from torch import nn
 
 from stages import certify
 from stages.common import attacks, evaluation, images, models, params, smoothing
-from stages.common.audit import probes
+from stages.common.audit import certificate, probes
+from stages.common.audit.checks import CHECKS
+from stages.common.audit.subject import Subject
+from stages.common.errors import UserError
 from stages.common.smoothing import ABSTAINED, Bounds, Smoothed
 from tests.small import RECIPE, SETTINGS, against, fit
 
@@ -92,6 +97,35 @@ def test_a_certificate_that_claims_too_much_is_contradicted_and_its_curves_cross
     claimed = plane._replace(lower=3 * plane.lower)
     assert smoothing.contradicted(claimed).any()
     assert any(low > high for low, high in pairs(claimed, FINE))
+
+
+@pytest.mark.parametrize(("count", "alpha"), [(100, 0.001), (1000, 0.001), (5, 0.01)])
+def test_no_more_than_luck_explains_is_explained(count, alpha):
+    explained, rate = smoothing.by_chance(count, FINE, alpha), alpha * (1 + len(FINE))
+    assert stats.binom.sf(explained, count, rate) <= 0.01 < stats.binom.sf(explained - 1, count, rate)
+
+
+def test_a_planted_contradiction_fails_the_audit(stage, monkeypatch, sound_subject):
+    """A certificate three times too long, as the stage writes it and as the audit reads it."""
+    bounds = smoothing.bounds
+
+    def claimed(*given):
+        found = bounds(*given)
+        return found._replace(lower=torch.where(found.lower > 0, found.lower + 10, found.lower))
+
+    for planted, verdict in ((bounds, "pass"), (claimed, "FAIL")):
+        monkeypatch.setattr(smoothing, "bounds", planted)
+        stage(20)
+        read = certificate.read(Path("metrics/certify.json"), "robust")
+        assert CHECKS["certificate_not_contradicted"](replace(sound_subject, certificate=read)).verdict == verdict
+    assert certificate.read(Path("metrics/certify.json"), "standard") is None
+
+
+def test_where_nothing_is_certified_the_audit_has_nothing_to_ask(stage):
+    stage(0)
+    assert certificate.read(Path("metrics/certify.json"), "robust") is None
+    with pytest.raises(UserError, match=r"metrics/none.json is missing.*dvc repro certify"):
+        certificate.read(Path("metrics/none.json"), "robust")
 
 
 def pairs(found, radii):
@@ -301,6 +335,12 @@ def test_images_and_radii_that_make_no_sense_are_refused(x, radius, message):
 
 
 @pytest.fixture
+def sound_subject(net, held_out):
+    knobs = params.load(overrides={"dataset": "digits"})
+    return Subject.from_params(knobs, model=net, other=None, defended=True, image_set=held_out)
+
+
+@pytest.fixture
 def stage(monkeypatch, tmp_path, net, held_out):
     """`stage(images)`: what the stage writes of so many images: metrics and table."""
 
@@ -328,8 +368,8 @@ def stage(monkeypatch, tmp_path, net, held_out):
 def test_the_stage_writes_both_curves_and_their_figures(stage, capsys):
     metrics, table = stage(10)
     robust = metrics["robust"]
-    assert set(robust) == {"smoothed", "abstained", "certified", "attacked", "contradicted"}
-    assert robust["contradicted"] == 0 and 0.5 < robust["smoothed"] <= 1 - robust["abstained"]
+    assert set(robust) == {"smoothed", "abstained", "certified", "attacked", "images", "contradicted", "by_chance"}
+    assert (robust["images"], robust["contradicted"]) == (10, 0) and 0.5 < robust["smoothed"] <= 1 - robust["abstained"]
     assert list(table) == ["radius", "curve", "accuracy", "low", "high"]
     for curve in ("certified", "attacked"):
         drawn = table[table["curve"] == curve]

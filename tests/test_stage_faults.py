@@ -28,6 +28,7 @@ NEEDS = {
     "corruption_sweep": "test.npz",
     "certify": "test.npz",
     "audit": "test.npz",
+    "images_table": "ood_eval.csv",
 }
 
 

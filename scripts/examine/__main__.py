@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 from scripts.examine import inputs, measure, page, plan
 from scripts.examine.arguments import Asked, parse
-from scripts.examine.plan import Speed
-from stages.common import accuracy, artifacts, device, diagnosis, errors, evaluation, images, params
+from stages.common import accuracy, artifacts, device, diagnosis, errors, evaluation, images, pace, params
 from stages.common.audit import verdicts
 from stages.common.datasets.account import Account
 from stages.common.images import ImageSet
 from stages.common.models import Classifier
 from stages.common.models.foreign import input_channels
+from stages.common.pace import Speed
 from stages.common.params import Params
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -48,8 +48,8 @@ def main() -> None:
 
     count, speed, expected = planned(asked, knobs, model, sets)
     examined = test.take(images.sample(test.labels, count))
-    print(f"{count} of {len(test)} images of {form}, eps {asked.eps:.4g}: up to {plan.said(expected)}", flush=True)
-    with images.progress(math.ceil(expected), "examine", "s") as bar, plan.Passes(model, bar, speed).counted():
+    print(f"{count} of {len(test)} images of {form}, eps {asked.eps:.4g}: up to {pace.said(expected)}", flush=True)
+    with images.progress(math.ceil(expected), "examine", "s") as bar, pace.Passes(model, bar, speed).counted():
         subject = measure.subject(knobs, model, examined, test.classes.index(target))
         rows = verdicts.printed(verdicts.judge(subject))
         found: dict[str, Any] = {
@@ -125,13 +125,13 @@ def planned(asked: Asked, knobs: Params, model: Classifier, sets: Mapping[str, I
     """How many images are examined, how fast the model is, and the seconds that it may take."""
     test = sets["test"]
     cost = plan.rehearse(knobs, test.classes, asked.ood is not None)
-    speed = plan.timed(model, test)
+    speed = pace.timed(model, test)
     count = len(test) if asked.budget is None else plan.affordable(cost, speed, asked.budget, len(test))
     fewest = min(plan.FEWEST, len(test))
     if count < fewest:
-        needed = plan.said(cost.seconds(fewest, speed))
+        needed = pace.said(cost.seconds(fewest, speed))
         raise errors.UserError(
-            f"--budget {plan.said(asked.budget or 0)} is too short: {fewest} images take up to {needed}, and attacks "
+            f"--budget {pace.said(asked.budget or 0)} is too short: {fewest} images take up to {needed}, and attacks "
             "are not made weaker to save time; allow more, or take smaller images (--size)"
         )
     return count, speed, cost.seconds(count, speed)

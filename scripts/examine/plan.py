@@ -5,25 +5,21 @@ its passes. The model itself is timed on one batch. Weaker attacks are never the
 """
 
 import bisect
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from scripts.examine import measure
-from stages.common import attacks, device, images
 from stages.common.audit.verdicts import figures_of, judge
 from stages.common.images import ImageSet
-from stages.common.models import Classifier, frozen
+from stages.common.models import Classifier
+from stages.common.pace import Passes, Speed
 from stages.common.params import Params
 
 REHEARSED = 16  # images
 FEWEST = 10  # images below which an interval says nothing
-SLACK = 1.1  # what is neither a forward nor a backward pass
 
 
 class Rehearsal(Classifier):
@@ -50,43 +46,6 @@ class Rehearsal(Classifier):
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Seconds that one image takes: its gradient, and a plain pass."""
-
-    gradient: float
-    plain: float
-
-
-class Passes:
-    """Counts the images that go through a model while it is listened to, with and without their gradient.
-
-    `bar` goes on by the seconds that each pass takes at `speed`.
-    """
-
-    def __init__(self, model: Classifier, bar: Any = None, speed: Speed | None = None):
-        self.plain, self.gradient = 0, 0
-        self._model, self._bar, self._speed = model, bar, speed
-
-    def _count(self, module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        count, followed = len(inputs[0]), torch.is_grad_enabled() and inputs[0].requires_grad
-        if followed:
-            self.gradient += count
-        else:
-            self.plain += count
-        if self._bar is not None and self._speed is not None:
-            self._bar.update(count * (self._speed.gradient if followed else self._speed.plain))
-
-    @contextmanager
-    def counted(self) -> Iterator["Passes"]:
-        """Every pass of a `Classifier` goes through its normalisation once."""
-        handle = self._model.normalize.register_forward_pre_hook(self._count)
-        try:
-            yield self
-        finally:
-            handle.remove()
-
-
-@dataclass(frozen=True)
 class Cost:
     """What one examined image takes at most: gradients and plain passes, and Square's queries for the first few."""
 
@@ -100,8 +59,7 @@ class Cost:
         return count * self.gradients, count * self.passes + min(count, self.square_images) * self.square_queries
 
     def seconds(self, count: int, speed: Speed) -> float:
-        gradients, passes = self.passes_of(count)
-        return SLACK * (gradients * speed.gradient + passes * speed.plain)
+        return speed.seconds(*self.passes_of(count))
 
 
 def rehearse(knobs: Params, classes: Sequence[str], ood: bool) -> Cost:
@@ -124,30 +82,6 @@ def rehearse(knobs: Params, classes: Sequence[str], ood: bool) -> Cost:
     return Cost(found.gradient / REHEARSED, found.plain / REHEARSED, *square)
 
 
-def timed(model: Classifier, image_set: ImageSet) -> Speed:
-    """How fast the model is on one batch of these images, warm."""
-    batches = images.batches(image_set.images, image_set.labels, device=device.of(model), description="timed")
-    _, _, x, y = next(batches)
-
-    def seconds(call: Any) -> float:
-        call()
-        start = time.perf_counter()
-        float(call().sum())  # a number: the device has finished
-        return (time.perf_counter() - start) / len(x)
-
-    with frozen(model):
-        gradient = seconds(lambda: attacks.input_gradient(model, x, y))
-        with torch.no_grad():
-            return Speed(gradient, seconds(lambda: model(x)))
-
-
 def affordable(cost: Cost, speed: Speed, seconds: float, limit: int) -> int:
     """The most images, up to `limit`, that take no more than `seconds`."""
     return bisect.bisect_right(range(1, limit + 1), seconds, key=lambda count: cost.seconds(count, speed))
-
-
-def said(seconds: float) -> str:
-    """A time for a person: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

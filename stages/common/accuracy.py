@@ -4,43 +4,20 @@
 interval, and `alpha`, the risk of a bound, lie in (0, 1). Anything else raises ValueError.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from stages.common.wilson import check_share, figures, interval, interval_of_count, mask_of
+
+__all__ = ["by_class", "clopper_pearson_lower", "figures", "interval", "interval_of_count", "mcnemar", "worst"]
+
 HALVINGS = 60  # of an interval of at most 2, in search of a bound: to what float64 can tell apart
 
 Row = dict[str, Any]  # class, images, accuracy, low and high
-
-
-def interval(correct: ArrayLike, confidence: float) -> tuple[float, float]:
-    """A two-sided interval of the accuracy, in [0, 1], with the sample's own in it: see `interval_of_count`."""
-    right = _mask(correct)
-    return interval_of_count(int(right.sum()), len(right), confidence)
-
-
-def figures(correct: Mapping[str, ArrayLike], confidence: float) -> dict[str, float]:
-    """Each accuracy under its name, and its interval under name_low and name_high: how metrics/ state them."""
-    found: dict[str, float] = {}
-    for name, right in correct.items():
-        low, high = interval(right, confidence)
-        found |= {name: float(np.asarray(right).mean()), f"{name}_low": low, f"{name}_high": high}
-    return found
-
-
-def interval_of_count(count: int, images: int, confidence: float) -> tuple[float, float]:
-    """The same of `count` right among `images` >= 1: the score interval (Wilson 1927).
-
-    Over the accuracies it covers the truth as often as it says on average, which Brown, Cai and DasGupta (2001)
-    recommend; the exact one of Clopper and Pearson (1934) covers it more often than it says, and is wider. Only where
-    less than one image in the sample is expected right, or wrong, may it cover far less: 0.84 at 95 %.
-    """
-    _check_share(confidence, "confidence")
-    low, high = stats.binomtest(count, images).proportion_ci(confidence, method="wilson")
-    return float(low), float(high)
 
 
 def clopper_pearson_lower(count: ArrayLike, n: int, alpha: float) -> np.ndarray:
@@ -50,7 +27,7 @@ def clopper_pearson_lower(count: ArrayLike, n: int, alpha: float) -> np.ndarray:
     `n` have the probability alpha. A certificate needs it (Cohen 2019), for what it says must hold whatever the share.
     """
     counts = np.asarray(count)
-    _check_share(alpha, "alpha")
+    check_share(alpha, "alpha")
     if n < 1 or (counts < 0).any() or (counts > n).any():
         found = f"[{counts.min()}, {counts.max()}] and n {n}"
         raise ValueError(f"counts must lie in [0, n], and n be at least 1, got {found}")
@@ -67,10 +44,10 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike, confidence: float) -> di
     McNemar's statistic, which is less cautious than the exact test: where the p-value is little above 1 - confidence,
     it may leave out 0.
     """
-    a, b = _mask(correct_a), _mask(correct_b)
+    a, b = mask_of(correct_a), mask_of(correct_b)
     if len(a) != len(b):
         raise ValueError(f"a paired test needs the same images: {len(a)} against {len(b)}")
-    _check_share(confidence, "confidence")
+    check_share(confidence, "confidence")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     quantile = -float(stats.norm.ppf((1 - confidence) / 2))
     return {
@@ -108,7 +85,7 @@ def by_class(labels: ArrayLike, correct: ArrayLike, classes: Sequence[str], conf
 
     Each interval is of its class alone: of ten classes at 95 %, some interval misses in two samples of five.
     """
-    truth, right = np.asarray(labels), _mask(correct)
+    truth, right = np.asarray(labels), mask_of(correct)
     if truth.shape != right.shape or truth.dtype.kind not in "iu":
         raise ValueError(f"labels must be ints {right.shape}, got {truth.dtype} {truth.shape}")
     if truth.min() < 0 or truth.max() >= len(classes):
@@ -125,16 +102,3 @@ def by_class(labels: ArrayLike, correct: ArrayLike, classes: Sequence[str], conf
 def worst(rows: Sequence[Row]) -> Row:
     """The row of the lowest accuracy, the first among equals. Picked for being low, it is the lower for bad luck."""
     return min(rows, key=lambda row: float(row["accuracy"]))
-
-
-def _mask(values: ArrayLike) -> np.ndarray:
-    """`values` as bool (N,), N >= 1, or a ValueError that says what they are."""
-    mask = np.asarray(values)
-    if mask.dtype != np.bool_ or mask.ndim != 1 or len(mask) == 0:
-        raise ValueError(f"which images are correct must be bool (N,), N >= 1, got {mask.dtype} {mask.shape}")
-    return mask
-
-
-def _check_share(value: float, name: str) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must lie in (0, 1), got {value}")

@@ -355,5 +355,10 @@ def sign_noise(images: Tensor, eps: float, *, generator: torch.Generator | None 
 
 def withstood(model: nn.Module, attacked: Tensor, labels: Tensor) -> Tensor:
     """Which of the images `attacked` the model classifies as `labels`: bool (N,) on the CPU."""
+    return answers(model, attacked) == labels.cpu()
+
+
+def answers(model: nn.Module, attacked: Tensor) -> Tensor:
+    """What the model takes the images `attacked` for, in float32: int64 (N,) on the CPU."""
     with frozen(model), torch.no_grad():
-        return (model(attacked.contiguous(memory_format=torch.channels_last)).argmax(1) == labels).cpu()
+        return model(attacked.contiguous(memory_format=torch.channels_last)).argmax(1).cpu()

@@ -47,21 +47,39 @@ def pgd_correct(
     norm: type[attacks.Ball] = attacks.Linf,
     description: str = "PGD",
 ) -> Tensor:
-    """Which images PGD at `eps`, a budget in `norm`, leaves correct: bool (N,).
+    """Which images PGD at `eps`, a budget in `norm`, leaves correct: bool (N,). See `pgd_predictions`."""
+    predicted = pgd_predictions(
+        model, image_set, eps, steps=steps, seed=seed, climbed=climbed, norm=norm, description=description
+    )
+    return predicted == image_set.labels
+
+
+def pgd_predictions(
+    model: nn.Module,
+    image_set: ImageSet,
+    eps: float,
+    *,
+    steps: int,
+    seed: int,
+    climbed: attacks.Climbed = attacks.loss_of,
+    norm: type[attacks.Ball] = attacks.Linf,
+    description: str = "PGD",
+) -> Tensor:
+    """Predictions int64 (N,) under PGD at `eps`, a budget in `norm`.
 
     It is `attacks.pgd`, but for what is broken on the way, which counts and is left alone from then on.
     """
 
-    def withstood(batch: Batch) -> Tensor:
+    def answered(batch: Batch) -> Tensor:
         generator = batch.generator(seed)
         attacked = attacks.pgd_until_broken(
             model, batch.x, batch.y, eps, steps=steps, climbed=climbed, generator=generator, norm=norm
         )
-        return attacks.withstood(model, attacked, batch.y)
+        return attacks.answers(model, attacked)
 
     where = device.of(model)
-    found = images.each_batch(withstood, image_set.images, image_set.labels, device=where, description=description)
-    return torch.cat([torch.empty(0, dtype=torch.bool), *found])
+    found = images.each_batch(answered, image_set.images, image_set.labels, device=where, description=description)
+    return torch.cat([torch.empty(0, dtype=torch.int64), *found])
 
 
 def pgd_survivors(model: nn.Module, image_set: ImageSet, epsilons: Sequence[float], *, steps: int, seed: int) -> Tensor:

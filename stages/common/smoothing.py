@@ -24,6 +24,7 @@ from stages.common import accuracy, attacks
 from stages.common.images import batch_size, progress
 from stages.common.models import frozen
 
+LUCK = 0.01  # the probability of what luck is no longer believed to explain
 ABSTAINED = -1  # the answer where noise leaves it open
 STEPS, NOISES = 10, 8  # of the attack, and draws of noise a step: the most that Salman 2019 trains with
 
@@ -184,10 +185,17 @@ def _wrong(answers: Tensor, labels: Tensor) -> Tensor:
 def contradicted(found: Bounds) -> Tensor:
     """Which images are seen to err within the radius in which they are certain to be right: bool (N,).
 
-    Each radius and each decision is wrong with probability alpha at most, so hardly an image should be: more say that
-    the certificate, or the attack, is. Where there is none, the two `curves` do not cross.
+    Each radius and each decision is wrong with probability alpha at most, so hardly an image should be: more than
+    `by_chance` say that the certificate, or the attack, is. Where there is none, the two `curves` do not cross.
     """
     return found.lower >= found.upper
+
+
+def by_chance(images: int, radii: Sequence[float], alpha: float) -> int:
+    """Up to how many of `images` may be `contradicted` although nothing is wrong: more have a probability of LUCK at
+    most, if each image's radius, and what it is seen to answer at each of `radii`, is wrong with probability alpha.
+    """
+    return int(stats.binom.ppf(1 - LUCK, images, min(1.0, (1 + len(radii)) * alpha)))
 
 
 def curves(found: Bounds, radii: Sequence[float], confidence: float) -> Iterator[dict[str, float | str]]:

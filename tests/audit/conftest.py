@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from stages.common.audit.certificate import Certificate
 from stages.common.audit.subject import Subject
 from tests.small import RECIPE, SETTINGS, against, fit
 
@@ -45,6 +46,7 @@ def subject(digits) -> Callable[..., Subject]:
             "eps_l2": 0.5,
             "confidence": 0.95,
             "seed": 0,
+            "certificate": Certificate(images=100, contradicted=0, by_chance=3),
         }
         return Subject(**(given | changes))
 

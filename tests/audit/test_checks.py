@@ -10,6 +10,7 @@ from torch import nn
 
 from stages.common import attacks
 from stages.common.audit import attack_checks, margins, square
+from stages.common.audit.certificate import Certificate
 from stages.common.audit.checks import CHECKS
 from stages.common.audit.finding import VERDICTS, Finding, asked_if
 from stages.common.audit.subject import Subject
@@ -253,6 +254,13 @@ def test_restarts_that_still_find_something_are_flagged(sound, subject):
     assert failing("pgd_restarts_agree", forged(subject(sound), pgd_restarted=none))
 
 
+@pytest.mark.parametrize(("broken", "verdict"), [(0, "pass"), (1, "warn"), (3, "warn"), (4, "FAIL"), (100, "FAIL")])
+def test_a_certificate_that_an_attack_breaks_is_flagged(sound, subject, broken, verdict):
+    finding = CHECKS["certificate_not_contradicted"](subject(sound, certificate=Certificate(100, broken, by_chance=3)))
+    assert finding.verdict == verdict and finding.seen.startswith(f"{broken} of 100 images broken within their cert")
+    assert CHECKS["certificate_not_contradicted"](subject(sound, certificate=None)).verdict == "n/a"
+
+
 @pytest.mark.parametrize(("survivors", "verdict"), [(96, "pass"), (92, "warn"), (80, "FAIL")])
 def test_a_cross_entropy_that_flatters_is_flagged(sound, digits, subject, survivors, verdict):
     asked = subject(sound, image_set=digits.take(torch.arange(100)))
@@ -353,7 +361,13 @@ def uneven(digits):
     return digits.take(torch.cat(chosen))
 
 
-OF_NO_LEARNING = {"eps_zero_is_clean", "budget_and_range_kept", "model_untouched", "forward_repeats"}
+OF_NO_LEARNING = {
+    "eps_zero_is_clean",
+    "budget_and_range_kept",
+    "model_untouched",
+    "forward_repeats",
+    "certificate_not_contradicted",
+}
 
 
 @pytest.mark.parametrize("slope", [0.0, 1e-3], ids=["constant", "nearly constant"])

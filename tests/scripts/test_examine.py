@@ -13,7 +13,7 @@ from torch import nn
 
 from scripts.examine import __main__ as examine
 from scripts.examine import arguments, measure, plan
-from stages.common import attacks, models, params
+from stages.common import attacks, models, pace, params
 from stages.common.audit import probes, subject
 from stages.common.errors import UserError
 from stages.common.images import ImageSet
@@ -211,9 +211,9 @@ def test_the_budget_takes_images_away_and_never_attacks(coloured, monkeypatch, c
         origins.find("torchvision:resnet18", classes=3, channels=3, pretrained=False).module.state_dict(), "w.pt"
     )
     asked = ["torchvision:resnet18", "--weights", "w.pt", "--images", coloured, "--size", "32"]
-    monkeypatch.setattr(plan, "timed", lambda model, image_set: plan.Speed(gradient=0.02, plain=0.01))
+    monkeypatch.setattr(pace, "timed", lambda model, image_set: pace.Speed(gradient=0.02, plain=0.01))
     knobs = params.load(examine.PARAMS, overrides={"eps": attacks.EIGHT})
-    seconds = plan.rehearse(knobs, ["a", "b", "c"], False).seconds(15, plan.Speed(0.02, 0.01))
+    seconds = plan.rehearse(knobs, ["a", "b", "c"], False).seconds(15, pace.Speed(0.02, 0.01))
     assert run(*asked, "--budget", f"{seconds + 0.01:.3f}s")["images"] == 15
     assert re.search(r"15 of 24 images of 32x32 pixels, eps 0\.03137: up to \d+ s", capsys.readouterr().out)
     with pytest.raises(UserError, match=r"--budget 0 s is too short: 10 images take up to .*not made weaker"):
@@ -225,7 +225,7 @@ def test_a_rehearsal_costs_what_the_examination_may(trained, digits, ood):
     knobs = params.load(examine.PARAMS)
     some = ImageSet(digits.images[1600:1660], digits.labels[1600:1660], digits.classes)
     cost = plan.rehearse(knobs, digits.classes, ood)
-    with plan.Passes(trained).counted() as found:
+    with pace.Passes(trained).counted() as found:
         asked = measure.subject(knobs, trained, some, 9)
         examine.verdicts.figures_of(asked, list(examine.verdicts.judge(asked)))
         measure.accuracies(asked)

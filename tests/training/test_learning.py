@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 
 from stages import train_robust, train_standard
-from stages.common import artifacts, evaluation, images, models, params, training
+from stages.common import accuracy, artifacts, evaluation, images, models, params, training
 from stages.common.errors import UserError
 from stages.common.images import ImageSet
 from tests.repository import ROOT
@@ -88,6 +88,26 @@ def weights_of(image_set: ImageSet, name: str) -> nn.Module:
 
 def metrics(name: str) -> dict:
     return json.loads(Path(f"metrics/train_{name}.json").read_text())
+
+
+def test_accuracies_have_the_intervals_of_their_samples(project):
+    """Of all images of a set, and under attack of the few validation images that are attacked."""
+    write_params({})
+    train_robust.main()
+    found, model = metrics("robust"), models.load_checkpoint("data/checkpoints/robust.pt")
+    for name in ("train", "val", "test"):
+        part = images.read(name)
+        right = evaluation.predictions(model, part.images) == part.labels
+        wanted = accuracy.figures({name: right}, 0.95)
+        assert {key: found["accuracy"][key] for key in wanted} == pytest.approx(wanted, abs=1e-4)
+    for name in ("val_fgsm", "val_pgd", "val_margin"):
+        low, high = accuracy.interval_of_count(round(40 * found[name]), 40, 0.95)
+        assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx((low, high), abs=1e-4)
+    assert found["val_margin"] <= found["val_pgd"] <= found["val_fgsm"] and set(found["balanced_accuracy"]) == {
+        "train",
+        "val",
+        "test",
+    }
 
 
 @pytest.mark.parametrize("which", artifacts.MODELS)

@@ -147,5 +147,18 @@ def _largest_rise(subject: Subject, accuracies: dict[float, float]) -> float:
     return max([0.0, *(after - before for before, after in pairwise(curve))])
 
 
+@asked_if(lambda subject: subject.certificate is not None, "nothing is certified of this model")
+def certificate_not_contradicted(subject: Subject) -> Finding:
+    """No attack on the smoothed classifier (Salman 2019) breaks an image within the radius that is certain of it (Cohen
+    2019). Both rest on noise: as few as its luck explains are a warning, more show that one of the two is wrong.
+    """
+    certificate = subject.certificate
+    assert certificate is not None  # `asked_if` sees to it
+    broken, explained = certificate.contradicted, certificate.by_chance
+    seen = f"{broken} of {certificate.images} images broken within their certified radius, {explained} may be by chance"
+    otherwise = "the certificate or the attack on it is wrong: believe neither curve"
+    return Finding(broken == 0, seen, otherwise, warning=broken <= explained)
+
+
 def _share(mask: Tensor) -> float:
     return float(mask.double().mean())

@@ -36,5 +36,6 @@ CHECKS: dict[str, Check] = {
         accuracy_checks.undefended_is_broken,
         accuracy_checks.transfer_weaker_than_pgd,
         accuracy_checks.square_weaker_than_pgd,
+        accuracy_checks.certificate_not_contradicted,
     )
 }

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from stages.common import attacks, device, evaluation, images, robustness
 from stages.common.audit import guessing, probes
-from stages.common.audit.margins import MARGIN_CLASSES, multi_targeted
+from stages.common.audit.certificate import Certificate
 from stages.common.audit.square import square_attack
+from stages.common.audit.strongest import Found, by_pgd, strongest_attack
 from stages.common.images import Batch, ImageSet
 from stages.common.params import Params
 
@@ -24,7 +25,8 @@ class Subject:
 
     Budgets are by the L-infinity norm, `eps_l2` alone by the Euclidean one; `confidence` is the level of intervals.
     `other` is the model whose adversarial examples are tried on this one, if there is one; `defended` tells whether
-    this one was trained to withstand attacks, or is not known not to be.
+    this one was trained to withstand attacks, or is not known not to be. `certificate` is what is certain of it, if
+    anything is.
     """
 
     model: nn.Module
@@ -41,10 +43,18 @@ class Subject:
     eps_l2: float
     confidence: float
     seed: int
+    certificate: Certificate | None = None
 
     @classmethod
     def from_params(
-        cls, params: Params, *, model: nn.Module, other: nn.Module | None, defended: bool, image_set: ImageSet
+        cls,
+        params: Params,
+        *,
+        model: nn.Module,
+        other: nn.Module | None,
+        defended: bool,
+        image_set: ImageSet,
+        certificate: Certificate | None = None,
     ) -> "Subject":
         """As params.yaml audits a model. Any class serves as the target: what is asked is whether a step goes there."""
         audit = params.audit
@@ -63,6 +73,7 @@ class Subject:
             eps_l2=params.eps_l2,
             confidence=params.confidence,
             seed=params.seed,
+            certificate=certificate,
         )
 
     @cached_property
@@ -110,7 +121,15 @@ class Subject:
     @cached_property
     def pgd_once(self) -> dict[float, Tensor]:
         """Which images PGD from one start leaves correct at each of the budgets: bool (N,)."""
-        return {eps: self.pgd_survivors(eps, self.pgd_steps, self.seed, self.correct) for eps in self.budgets}
+        return {eps: taken == self.image_set.labels for eps, taken in self._pgd_taken.items()}
+
+    @cached_property
+    def _pgd_taken(self) -> dict[float, Tensor]:
+        """What images are taken for under PGD from one start at each of the budgets: int64 (N,)."""
+        return {eps: self._from_first_start(eps) for eps in self.budgets}
+
+    def _from_first_start(self, eps: float) -> Tensor:
+        return by_pgd(self.model, self.image_set, eps, self.predictions, steps=self.pgd_steps, seeds=[self.seed])
 
     @cached_property
     def pgd(self) -> dict[float, float]:
@@ -136,55 +155,37 @@ class Subject:
     @cached_property
     def pgd_restarted(self) -> Tensor:
         """Which images survive PGD at eps from every one of the starts: bool (N,)."""
-        return self.restarted_at(self.eps)
+        return self._attacked.restarted == self.image_set.labels
 
     @cached_property
     def strongest(self) -> Tensor:
         """Which images survive all that is tried here with gradients at eps: bool (N,)."""
-        return self._margins_at(self.eps, self.pgd_restarted)
+        return self._attacked.strongest == self.image_set.labels
+
+    @cached_property
+    def _attacked(self) -> Found:
+        return self._attacked_at(self.eps)
 
     @cached_property
     def pgd_l2(self) -> Tensor:
         """Which images survive PGD within `eps_l2` by the Euclidean norm: bool (N,)."""
         return self.pgd_survivors(self.eps_l2, self.pgd_steps, self.seed, self.correct, attacks.L2)
 
-    @cached_property
-    def worst_of_norms(self) -> Tensor:
-        """Which images survive the strongest attack at eps and PGD in L2 as well: bool (N,)."""
-        return self.strongest & self.pgd_l2
-
-    def restarted_at(self, eps: float) -> Tensor:
-        """Which images survive PGD at `eps` from every one of the starts: bool (N,)."""
-        if eps == 0:
-            return self.correct
-        alive = self.pgd_once[eps] if eps in self.budgets else self.correct
-        for restart in range(1 if eps in self.budgets else 0, self.restarts):
-            alive = self.pgd_survivors(eps, self.pgd_steps, self.seed + restart, alive)
-        return alive
+    def worst_of_norms(self, survivors: Tensor) -> Tensor:
+        """Which images survive PGD in L2 as well as what has left `survivors`, bool (N,): bool (N,)."""
+        return survivors & self.pgd_l2
 
     def strongest_at(self, eps: float) -> Tensor:
         """Which images survive PGD's starts and then the attack on every margin at `eps`: bool (N,)."""
-        return self.strongest if eps == self.eps else self._margins_at(eps, self.restarted_at(eps))
+        return self.strongest if eps == self.eps else self._attacked_at(eps).strongest == self.image_set.labels
 
-    def _margins_at(self, eps: float, alive: Tensor) -> Tensor:
-        """Which of the images `alive` survive the attack on every margin too: bool (N,)."""
-
-        def withstood(batch: Batch) -> Tensor:
-            attacked = multi_targeted(
-                self.model,
-                batch.x,
-                batch.y,
-                eps,
-                classes=MARGIN_CLASSES,
-                steps=self.pgd_steps,
-                generator=batch.generator(self.seed),
-            )
-            return attacks.withstood(self.model, attacked, batch.y)
-
-        alive = alive.clone()
-        chosen = alive.nonzero().squeeze(1)
-        alive[chosen] = torch.cat([torch.empty(0, dtype=torch.bool), *self._each(withstood, chosen)])
-        return alive
+    def _attacked_at(self, eps: float) -> Found:
+        if eps == 0:
+            return Found(self.predictions, self.predictions)
+        first = self._pgd_taken[eps] if eps in self.budgets else self._from_first_start(eps)
+        return strongest_attack(
+            self.model, self.image_set, eps, first, steps=self.pgd_steps, restarts=self.restarts, seed=self.seed
+        )
 
     @cached_property
     def transfer(self) -> dict[float, float]:

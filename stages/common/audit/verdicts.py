@@ -44,13 +44,16 @@ def line(row: Row, stream: TextIO) -> str:
 def figures_of(subject: Subject, rows: Sequence[Row]) -> dict[str, Any]:
     """What metrics/audit.json says of a model; a check that had nothing to look at is not in it."""
     found = {row["check"]: row["verdict"] for row in rows}
-    by_norm = {"pgd_l2": subject.pgd_l2, "worst_of_norms": subject.worst_of_norms}
+    strongest = {"eps": subject.strongest, "at_8_255": subject.strongest_at(attacks.EIGHT)}
+    both = {
+        at: {"strongest": survivors, "worst_of_norms": subject.worst_of_norms(survivors)}
+        for at, survivors in strongest.items()
+    }
     return {
         **{check: int(verdict == "pass") for check, verdict in found.items() if verdict in VERDICTS},
         **{kind: sum(each == verdict for each in found.values()) for verdict, kind in VERDICTS.items()},
-        **accuracy.figures({"strongest": subject.strongest}, subject.confidence),
-        "at_8_255": accuracy.figures({"strongest": subject.strongest_at(attacks.EIGHT)}, subject.confidence),
-        **accuracy.figures(by_norm, subject.confidence),
+        **accuracy.figures({"pgd_l2": subject.pgd_l2, **both["eps"]}, subject.confidence),
+        "at_8_255": accuracy.figures(both["at_8_255"], subject.confidence),
         "median_eps": {attack: _median(eps) for attack, eps in subject.smallest_eps.items()},
     }
 

@@ -6,12 +6,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from stages.common import artifacts, device, diagnosis, evaluation, images, models, workspace
+from stages.common import artifacts, device, diagnosis, evaluation, images, models, wilson, workspace
 from stages.common.images import Batch, ImageSet
 from stages.common.models import Classifier
 from stages.common.params import Params
 from stages.common.training.loop import Plain, Progress, Regime, Row, train
 from stages.common.training.recipe import Recipe, new_model
+
+LEVEL = (
+    0.95  # of the intervals of a training stage: to turn params.yaml's `confidence`, a knob of figures, trains nothing
+)
 
 
 class Learnt(NamedTuple):
@@ -20,7 +24,7 @@ class Learnt(NamedTuple):
     model: Classifier
     rows: list[dict[str, float]]
     epoch: int
-    metrics: dict[str, Any]  # accuracy, balanced accuracy and epoch
+    metrics: dict[str, Any]  # accuracy with its intervals, balanced accuracy and epoch
 
     @property
     def kept(self) -> Row:
@@ -61,7 +65,18 @@ def learn(params: Params, which: str, regime: Callable[[Classifier, ImageSet], R
         rows, epoch = [_adopted(which, model, sets["val"], accuracy, under, params.seed)], 0
         artifacts.write_table(table, rows)
     artifacts.write_checkpoint(artifacts.CHECKPOINTS / f"{which}.pt", models.checkpoint(model))
-    return Learnt(model, rows, epoch, {"accuracy": accuracy, "balanced_accuracy": balanced, "epoch": epoch})
+    metrics = {"accuracy": with_intervals(accuracy, sets), "balanced_accuracy": balanced, "epoch": epoch}
+    return Learnt(model, rows, epoch, metrics)
+
+
+def with_intervals(accuracy: Mapping[str, float], sets: Mapping[str, ImageSet]) -> dict[str, float]:
+    """Each set's accuracy, and its interval under name_low and name_high. A balanced accuracy, the mean of shares on
+    different numbers of images, has no such interval; where classes are of one size it is the accuracy.
+    """
+    found: dict[str, float] = {}
+    for name, share in accuracy.items():
+        found |= wilson.figures_of_shares({name: share}, len(sets[name]), LEVEL)
+    return found
 
 
 def _adopted(
