@@ -13,9 +13,7 @@ from stages.common.params import Params
 from stages.common.training.loop import Plain, Progress, Regime, Row, train
 from stages.common.training.recipe import Recipe, new_model
 
-LEVEL = (
-    0.95  # of the intervals of a training stage: to turn params.yaml's `confidence`, a knob of figures, trains nothing
-)
+LEVEL = 0.95  # of a training stage's intervals: params.yaml's `confidence`, a knob of figures, would train again
 
 
 class Learnt(NamedTuple):
