@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup check demo examine test repro lint deps templates figures report images-table seeds experiments queue bench autoattack lock clean
+.PHONY: help setup check weights demo examine test repro publish lint deps templates figures report images-table seeds experiments queue bench autoattack lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -23,6 +23,10 @@ setup: .venv/.installed   ## a virtual environment with the pinned packages
 check: setup     ## is all there that a run needs? Parameters, data and machine, in seconds
 	@python -m scripts.check
 
+# No CIFAR, no training, no server: weights/ came with the clone
+weights: setup   ## the two trained models of this commit, in data/checkpoints, from weights/
+	@dvc pull -r weights data/checkpoints/standard.pt data/checkpoints/robust.pt
+
 demo: setup      ## the whole pipeline on scikit-learn's digits: no download, a few minutes, nothing here changes
 	@sh scripts/demo.sh
 
@@ -37,6 +41,9 @@ test: setup      ## every test, the pipeline on the digits included
 repro: setup     ## the CIFAR study: about two hours on two cores
 	@python -m scripts.mend
 	dvc repro
+
+publish: setup   ## weights/ as a new training left dvc.lock: commit it with dvc.lock
+	@python -m scripts.weights
 
 lint: setup      ## ruff: faults and format; mypy: types; dvc.yaml and .dvc/plots as their programs write them
 	ruff check .
