@@ -84,10 +84,13 @@ bench: setup     ## speed beside peers in the same run, on the prepared CIFAR-10
 autoattack: setup   ## the robust model under AutoAttack and PGD-50 x 10, beside the audit's figure: half an hour
 	python -m benchmarks.autoattack
 
-lock: setup      ## pin the newest versions that requirements*.txt allow
+lock: setup      ## pin the newest versions that pyproject.toml allows
 	pip install --quiet uv
-	uv pip compile requirements-dev.txt --universal --python-version 3.10 --no-header --no-annotate --quiet \
-	  | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock
+	mkdir -p build
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-header --no-annotate --quiet \
+	  > build/versions
+	{ head -n 1 requirements.lock; grep -vE '^(nvidia-|cuda-|triton)' build/versions; } > build/requirements.lock
+	mv build/requirements.lock requirements.lock
 
 clean:           ## what the targets above made, prepared data and checkpoints included
 	rm -rf .venv build dvc_plots data/prepared data/checkpoints data/resume
