@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup check weights demo examine test repro publish lint deps templates figures report images-table seeds experiments queue bench autoattack lock clean
+.PHONY: help setup check weights demo examine test repro publish export lint deps templates figures report images-table seeds experiments queue bench autoattack lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -44,6 +44,9 @@ repro: setup     ## the CIFAR study: about two hours on two cores
 
 publish: setup   ## weights/ as a new training left dvc.lock: commit it with dvc.lock
 	@python -m scripts.weights
+
+export: setup    ## both models as safetensors and ONNX, in build/export
+	@python -m scripts.export
 
 lint: setup      ## ruff: faults and format; mypy: types; dvc.yaml and .dvc/plots as their programs write them
 	ruff check .

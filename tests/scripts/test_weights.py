@@ -9,8 +9,8 @@ from scripts import weights
 from tests.repository import ROOT, call
 
 PIPELINE = "stages:\n" + "".join(
-    f"  train_{name}: {{cmd: cp {name} data/checkpoints/{name}.pt, deps: [{name}], outs: [data/checkpoints/{name}.pt]}}\n"
-    for name in ("standard", "robust")
+    f"  train_{name}: {{cmd: cp {name} {path}, deps: [{name}], outs: [{path}]}}\n"
+    for name, path in ((name, f"data/checkpoints/{name}.pt") for name in ("standard", "robust"))
 )
 
 
