@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup check weights demo examine test repro publish export lint deps templates figures report images-table seeds experiments queue bench autoattack lock clean
+.PHONY: help setup check weights demo examine test repro publish export lint deps templates figures cards report images-table seeds experiments queue bench autoattack lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -63,6 +63,9 @@ templates: setup   ## .dvc/plots, written from scripts/templates.py
 
 figures: setup   ## README's picture, drawn from the committed tables
 	python -m scripts.picture
+
+cards: setup     ## docs/cards, what each model is for and which of its figures to believe
+	@python -m scripts.cards
 
 report: setup    ## build/report.html, one page of everything, compared with REV if given: make report REV=HEAD~1
 	python -m scripts.report $(REV)
