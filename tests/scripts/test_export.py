@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 
 import onnx
 import onnxruntime
@@ -11,6 +12,7 @@ from safetensors import safe_open
 
 from scripts import export
 from stages.common import artifacts, models
+from tests.repository import ROOT
 
 CLASSES = ["cat", "dog", "ship"]
 OPTIONS = {"whitened_cnn": {"widths": [8, 12]}, "simple_cnn": {}, "resnet18": {"width": 8}}
@@ -95,3 +97,17 @@ def test_faults_are_one_line_and_leave_nothing(project, monkeypatch):
     with pytest.raises(SystemExit) as status:
         run(monkeypatch, "other")
     assert status.value.code == 2
+
+
+def test_what_the_page_shows_reads_them(project, monkeypatch):
+    run(monkeypatch, "robust")
+    page = (ROOT / "docs/weights.md").read_text()
+    images = torch.rand(2, 3, 16, 16)
+    found = {"images": images}
+    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+        found["images"] = images.numpy() if "onnxruntime" in block else images
+        exec(block, found)
+        if "onnxruntime" in block:
+            assert found["logits"].shape == (2, 3) and found["classes"] == CLASSES
+        else:
+            assert torch.equal(found["model"](images), models.load_checkpoint("data/checkpoints/robust.pt")(images))
