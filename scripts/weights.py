@@ -31,7 +31,8 @@ def locked() -> dict[Path, str]:
         outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
         return {path: outs[path.as_posix()] for path in (CHECKPOINTS / f"{model}.pt" for model in MODELS)}
     except (FileNotFoundError, YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{LOCK} names no trained checkpoints ({error!r}); run `dvc repro`") from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{LOCK} names no trained checkpoints ({reason[:200]}); run `dvc repro`") from None
 
 
 def own_folder(repo: Repo) -> Path | None:

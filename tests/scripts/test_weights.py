@@ -4,8 +4,10 @@ import os
 import shutil
 
 import pytest
+import yaml
 
 from scripts import weights
+from stages.common.artifacts import CHECKPOINTS, MODELS
 from tests.repository import ROOT, call
 
 PIPELINE = "stages:\n" + "".join(
@@ -98,3 +100,27 @@ def test_a_clone_pulls_them_without_a_home_and_without_an_identity(project, tmp_
     call(tmp_path / "clone", "env", *nobody, *pull.split())
     found = {path.name: path.read_text() for path in (tmp_path / "clone/data/checkpoints").glob("*.pt")}
     assert found == {"standard.pt": "standard, first", "robust.pt": "robust, first"}
+
+
+def test_dvc_knows_both_models_by_name(project, tmp_path):
+    """As docs/weights.md says: by an annotated tag, from the cache."""
+    artifacts = yaml.safe_load((ROOT / "dvc.yaml").read_text())["artifacts"]
+    assert {name: found["path"] for name, found in artifacts.items()} == {
+        name: (CHECKPOINTS / f"{name}.pt").as_posix() for name in MODELS
+    }
+    (project / "dvc.yaml").write_text(PIPELINE + yaml.safe_dump({"artifacts": artifacts}))
+    call(project, "git", "add", "-A")
+    call(project, "git", "commit", "-qm", "trained")
+    call(project, "git", "tag", "-a", "robust@v1.0.0", "-m", "first")
+    call(project, "dvc", "artifacts", "get", ".", "robust", "-o", str(tmp_path / "got.pt"))
+    assert (tmp_path / "got.pt").read_text() == "robust, first"
+
+
+@pytest.mark.parametrize("content", [None, "stages: {", "stages: {prepare: {cmd: x}}"])
+def test_a_lock_without_checkpoints_is_one_line(project, content):
+    (project / "dvc.lock").unlink()
+    if content is not None:
+        (project / "dvc.lock").write_text(content)
+    with pytest.raises(SystemExit, match=r"dvc.lock names no trained checkpoints \([^\n]*\); run `dvc repro`"):
+        weights.main()
+    assert kept(project) == {"standard, first", "robust, first"}
