@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup check demo examine test repro lint deps templates figures report images-table seeds experiments queue bench autoattack lock clean
+.PHONY: help setup check weights demo examine test repro publish export lint deps templates figures cards report images-table seeds experiments queue bench autoattack lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -23,6 +23,10 @@ setup: .venv/.installed   ## a virtual environment with the pinned packages
 check: setup     ## is all there that a run needs? Parameters, data and machine, in seconds
 	@python -m scripts.check
 
+# No CIFAR, no training, no server: weights/ came with the clone
+weights: setup   ## the two trained models of this commit, in data/checkpoints, from weights/
+	@dvc pull -r weights data/checkpoints/standard.pt data/checkpoints/robust.pt
+
 demo: setup      ## the whole pipeline on scikit-learn's digits: no download, a few minutes, nothing here changes
 	@sh scripts/demo.sh
 
@@ -38,10 +42,17 @@ repro: setup     ## the CIFAR study: about two hours on two cores
 	@python -m scripts.mend
 	dvc repro
 
+publish: setup   ## weights/ as a new training left dvc.lock: commit it with dvc.lock
+	@python -m scripts.weights
+
+export: setup    ## both models as safetensors and ONNX, in build/export
+	@python -m scripts.export
+
+# Types need NumPy's of 2.3 and later, which Python 3.10 cannot have
 lint: setup      ## ruff: faults and format; mypy: types; dvc.yaml and .dvc/plots as their programs write them
 	ruff check .
 	ruff format --check .
-	mypy
+	if python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then mypy; else echo "Python 3.10: no types checked"; fi
 	python -m scripts.deps --check
 	python -m scripts.templates --check
 
@@ -53,6 +64,9 @@ templates: setup   ## .dvc/plots, written from scripts/templates.py
 
 figures: setup   ## README's picture, drawn from the committed tables
 	python -m scripts.picture
+
+cards: setup     ## docs/cards, what each model is for and which of its figures to believe
+	@python -m scripts.cards
 
 report: setup    ## build/report.html, one page of everything, compared with REV if given: make report REV=HEAD~1
 	python -m scripts.report $(REV)
@@ -77,10 +91,13 @@ bench: setup     ## speed beside peers in the same run, on the prepared CIFAR-10
 autoattack: setup   ## the robust model under AutoAttack and PGD-50 x 10, beside the audit's figure: half an hour
 	python -m benchmarks.autoattack
 
-lock: setup      ## pin the newest versions that requirements*.txt allow
+lock: setup      ## pin the newest versions that pyproject.toml allows
 	pip install --quiet uv
-	uv pip compile requirements-dev.txt --universal --python-version 3.10 --no-header --no-annotate --quiet \
-	  | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock
+	mkdir -p build
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-header --no-annotate --quiet \
+	  > build/versions
+	{ head -n 1 requirements.lock; grep -vE '^(nvidia-|cuda-|triton)' build/versions; } > build/requirements.lock
+	mv build/requirements.lock requirements.lock
 
 clean:           ## what the targets above made, prepared data and checkpoints included
 	rm -rf .venv build dvc_plots data/prepared data/checkpoints data/resume data/rows data/images.csv

@@ -47,7 +47,7 @@ def new_repository(folder: Path, knobs: dict[str, str]) -> Path:
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
     )
     for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file() and not name.startswith(("metrics/", "plots/", "dvc.lock")):
+        if (ROOT / name).is_file() and not name.startswith(("metrics/", "plots/", "dvc.lock", "weights/")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     yaml_file = YAML()

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from benchmarks import variants
-from scripts import detection, headline, judgement, summary, verdicts
+from scripts import cards, detection, headline, judgement, summary, verdicts
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -54,8 +54,13 @@ def test_the_variants_are_what_their_rows_come_to(monkeypatch):
     assert shown.strip() == variants.table(pd.read_csv(variants.TABLE))
 
 
+def test_the_cards_are_what_the_command_writes(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert not cards.stale()
+
+
 def test_links_lead_somewhere():
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
 

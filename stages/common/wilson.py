@@ -34,6 +34,8 @@ def interval_of_count(count: int, images: int, confidence: float) -> tuple[float
     less than one image in the sample is expected right, or wrong, may it cover far less: 0.84 at 95 %.
     """
     check_share(confidence, "confidence")
+    if not 0 <= count <= images or images < 1:  # a newer scipy answers with NaN
+        raise ValueError(f"count must lie in [0, images], and images be at least 1, got {count} of {images}")
     low, high = stats.binomtest(count, images).proportion_ci(confidence, method="wilson")
     return float(low), float(high)
 
