@@ -1,6 +1,7 @@
 """The device is chosen once, and asked of the model ever after."""
 
 import ast
+import os
 
 import pytest
 import torch
@@ -19,7 +20,10 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
-    return have
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    yield have
+    torch.use_deterministic_algorithms(False)  # what is chosen for a GPU is put back for the other tests
 
 
 @pytest.mark.parametrize(
@@ -36,6 +40,24 @@ def test_auto_takes_the_first_accelerator_that_is_there(machine, there, chosen):
     assert device.choose("auto") == torch.device(chosen)
     assert device.choose("cpu") == torch.device("cpu")
     assert device.choose(chosen) == torch.device(chosen)
+
+
+def test_on_cuda_float32_is_float32_and_equal_runs_are_equal(machine):
+    machine(cuda=True)
+    device.choose("cpu")
+    assert torch.backends.cudnn.allow_tf32 and not torch.are_deterministic_algorithms_enabled()
+    device.choose("auto")
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8" and not torch.backends.cudnn.benchmark
+
+
+def test_a_rank_has_a_gpu_of_its_own(machine, monkeypatch):
+    machine(cuda=True)
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert device.choose("cuda") == torch.device("cuda", 1)
+    assert device.choose("cpu") == torch.device("cpu")
 
 
 @pytest.mark.parametrize(("name", "there"), [("cuda", {"mps": True}), ("mps", {"cuda": True}), ("cuda", {})])

@@ -13,7 +13,7 @@ from stages.common.errors import UserError
 
 
 def choose(name: str) -> torch.device:
-    """The torch device of the parameter `device`: auto takes CUDA, then MPS, then the CPU.
+    """The torch device of the parameter `device`: auto takes CUDA, then MPS, then the CPU. A rank has a GPU of its own.
 
     Raises UserError when the named device is not on this machine.
     """
@@ -26,7 +26,8 @@ def choose(name: str) -> torch.device:
         raise UserError(f"params.yaml: device = {name!r}: this machine has {there}; `auto` takes what is there")
     if name == "cuda":
         _repeatable()
-        return torch.device(name, distributed.local_rank() or 0)
+        if (rank := distributed.local_rank()) is not None:
+            return torch.device(name, rank)
     return torch.device(name)
 
 
