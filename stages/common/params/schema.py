@@ -271,7 +271,7 @@ class Datasets(Section):
 
 
 class Keys(Section):
-    """All of params.yaml. Attribute names are the file's keys, but for `eps`, which may be empty there: Params has it."""
+    """All of params.yaml. Attribute names are the file's keys, but for `eps`, which may be empty: Params has it."""
 
     dataset: Literal["cifar10", "digits", "folder", "torchvision"]
     seed: Annotated[int, integer(0, 2**32 - 1)]
