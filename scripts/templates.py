@@ -304,7 +304,7 @@ TEMPLATES: dict[str, Spec] = {
     ),
     "ood_classes": dots(
         "AUROC of max logit against each class of the main OOD set",
-        number("max_logit", "AUROC", scale={"domain": [0.5, 1], "clamp": True}),
+        number("max_logit", "AUROC", scale={"domain": [0.5, 1], "clamp": True}, axis={"tickCount": 5}),
         word("class"),
         MODEL,
         [{"filter": "datum.set == 'ood'"}],
