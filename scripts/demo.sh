@@ -5,7 +5,7 @@ set -eu
 : "${GIT_COMMITTER_NAME:=$GIT_AUTHOR_NAME}" "${GIT_COMMITTER_EMAIL:=$GIT_AUTHOR_EMAIL}"
 export GIT_AUTHOR_NAME GIT_AUTHOR_EMAIL GIT_COMMITTER_NAME GIT_COMMITTER_EMAIL
 
-if ! git rev-parse --verify --quiet HEAD >/dev/null; then
+if ! head=$(git rev-parse --verify --quiet HEAD); then
   echo "error: an experiment starts from a commit; clone the project with git, or run 'git init && git add -A && git commit'" >&2
   exit 1
 fi
@@ -16,7 +16,6 @@ dvc exp run --temp --name demo -S dataset=digits -S 'models.whitened_cnn.widths=
   -S autoattack.images=50 -S autoattack.queries=1000
 
 # An experiment is named after the commit that it starts from: another commit's may be called demo too
-head=$(git rev-parse HEAD)
 made=$(git rev-parse --verify --quiet "refs/exps/$(echo "$head" | cut -c1-2)/$(echo "$head" | cut -c3-)/demo") ||
   { echo "error: the demo has made no experiment; look at what dvc said above" >&2; exit 1; }
 
