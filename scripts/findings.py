@@ -139,7 +139,8 @@ def targeted(found: Results) -> Said:
     of, sweep = found.metrics["targeted"], found.tables["targeted_sweep"]
     target = found.knobs.targeted_sweep.target or found.knobs.data.target or found.metrics["data"]["classes"][0]
     peak = sweep.nlargest(1, "standard_target_rate").iloc[0]
-    overshoots = peak["standard_target_rate"] > of["standard"]["target_rate"] + SAME
+    falls_back = peak["standard_target_rate"] > of["standard"]["target_rate"] + SAME
+    overshoots = falls_back and peak["eps"] < found.knobs.eps
     standard, robust = (
         f"{of[model]['target_rate']:.3f} of the other images for it ({of[model]['clean_target_rate']:.3f} if clean)"
         for model in artifacts.MODELS

@@ -67,6 +67,8 @@ def test_copies_come_before_anything_about_guessing(found):
 
 def test_a_rate_that_falls_back_is_told_from_one_that_grows(found):
     assert "overshoots" in said(found, "targeted") and "towards horse" in said(found, "targeted")
+    smaller = found._replace(knobs=params.load(overrides={"eps": 0.005}))  # the peak is yet to come
+    assert "overshoots" not in said(smaller, "targeted")
     found.metrics["targeted"]["standard"]["target_rate"] = 0.9
     assert "overshoots" not in said(found, "targeted")
 
