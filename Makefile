@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup check weights demo examine test repro publish export lint deps templates figures cards report images-table seeds experiments queue bench autoattack lock clean
+.PHONY: help setup check weights demo examine test repro publish export lint deps templates figures cards report notebook images-table seeds experiments queue bench autoattack lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -27,7 +27,7 @@ check: setup     ## is all there that a run needs? Parameters, data and machine,
 weights: setup   ## the two trained models of this commit, in data/checkpoints, from weights/
 	@dvc pull -r weights data/checkpoints/standard.pt data/checkpoints/robust.pt
 
-demo: setup      ## the whole pipeline on scikit-learn's digits: no download, a few minutes, nothing here changes
+demo: setup      ## the whole pipeline on scikit-learn's digits, and its report: no download, three minutes, nothing here changes
 	@sh scripts/demo.sh
 
 examine: $(and $(MODEL),$(IMAGES),setup)   ## one classifier judged: make examine MODEL=py:my_model.py:build IMAGES=photos/test ARGS="--budget 10m"
@@ -70,6 +70,11 @@ cards: setup     ## docs/cards, what each model is for and which of its figures 
 
 report: setup    ## build/report.html, one page of everything, compared with REV if given: make report REV=HEAD~1
 	python -m scripts.report $(REV)
+
+# Jupyter is for looking only, so it is no requirement of the project's
+notebook: setup   ## docs/tour.ipynb in Jupyter, which is installed into .venv if it is not there
+	@test -x $(BIN)/jupyter-lab || $(BIN)/python -m pip install --quiet --disable-pip-version-check jupyterlab
+	@jupyter lab docs/tour.ipynb
 
 seeds: setup     ## mean and interval of every figure over N seeds (make seeds N=3), by DVC's own experiments
 	python -m scripts.seeds $(or $(N),3)

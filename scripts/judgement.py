@@ -15,6 +15,7 @@ from stages.common.artifacts import MODELS
 
 PARTS = {"clean": "clean", "apgd_ce": "APGD", "apgd_t": "targeted APGD", "fab_t": "FAB", "square": "Square"}
 BUDGETS = {"eps": "eps", "at_8_255": "8/255", "l2": "eps_l2, in L2"}
+BAR = r"\|"  # in a class's name; a plain one ends a cell
 ATTACKS = {"clean": "clean", "pgd": "PGD", "strongest": "strongest"}
 
 # From the highest to the lowest: the file and the key of each figure, below the model and (at 8/255) at_8_255
@@ -73,7 +74,7 @@ def breakdown(metrics: Mapping[str, Any], classes: pd.DataFrame) -> str:
             rows = classes[(classes["model"] == model) & (classes["attack"] == attack)]
             worst, best = (rows.nsmallest(1, "accuracy"), rows.nlargest(1, "accuracy"))
             ends = " | ".join(
-                f"{row['class']} {row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+                f"{str(row['class']).replace('|', BAR)} {row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
                 for row in (*worst.to_dict("records"), *best.to_dict("records"))
             )
             error = f"{of['ece']:.3f}" if "ece" in of else ""

@@ -11,7 +11,7 @@ rows in place of <DVC_METRIC_DATA>: every column, as text, and `rev`, the revisi
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ FOLDER = Path(__file__).parents[1] / ".dvc/plots"
 
 # Okabe and Ito's colours, which every kind of colour vision tells apart.
 BLUE, SKY, GREEN, ORANGE, VERMILION, GREY = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#999999"
+PURPLE, PALE = "#CC79A7", "#CCCCCC"
 
 
 def word(field: str, title: str | None = None, **more: Any) -> Spec:
@@ -56,9 +57,12 @@ EPS = number("eps", "eps (pixels in [0, 1])", scale=EXTENT)
 MODEL = coloured("model", {"standard": BLUE, "robust": VERMILION})
 REVISION = word("rev", "revision", legend=STROKES)
 ATTACK = word("attack", scale={"domain": ["FGSM", "PGD"], "range": [[1, 0], [5, 4]]}, legend=STROKES)
-SCORE = word("score", scale={"scheme": "tableau20"})
 AUROC = share("auroc", "AUROC")
-INTERVAL = (number("auroc_low", "at least"), number("auroc_high", "at most"))
+Interval = tuple[Spec, Spec]  # its two ends
+INTERVAL: Interval = (number("low", "at least"), number("high", "at most"))
+OF_AUROC: Interval = (number("auroc_low", "at least"), number("auroc_high", "at most"))
+BEST = [BLUE, VERMILION, GREEN, ORANGE, PURPLE]  # of sixteen scores so many are told apart; more colours tell nothing
+PLACE = coloured("rank", {str(place): colour for place, colour in enumerate(BEST, 1)})
 
 
 def template(title: str, **body: Any) -> Spec:
@@ -75,14 +79,44 @@ def encoded(*also: Spec, **channels: Spec) -> Spec:
 
 
 def lines(
-    title: str, y: Spec, hue: Spec, dash: Spec = REVISION, x: Spec = EPS, rows: Specs = (), also: Specs = (), **by: Spec
+    title: str,
+    y: Spec,
+    hue: Spec,
+    dash: Spec = REVISION,
+    x: Spec = EPS,
+    rows: Specs = (),
+    also: Specs = (),
+    band: Interval | None = None,
+    **by: Spec,
 ) -> Spec:
-    """A line for each colour and dash, in small panels `by` fields; a panel for each revision if the dash is not it."""
+    """A line for each colour and dash, in small panels `by` fields; a panel for each revision if the dash is not it.
+
+    About a line that has intervals there is a `band` from one end to the other.
+    """
     width, height, size = (200, 150, 30) if by else (420, 280, 35)
     panels = by or ({} if dash is REVISION else {"column": panel("rev")})
-    encoding = encoded(*also, color=hue, strokeDash=dash, x=x, y=y, **panels)
     mark = {"type": "line", "point": {"size": size}}
-    return template(title, width=width, height=height, transform=rows, mark=mark, encoding=encoding)
+    if band is None:
+        encoding = encoded(*also, color=hue, strokeDash=dash, x=x, y=y, **panels)
+        return template(title, width=width, height=height, transform=rows, mark=mark, encoding=encoding)
+    low, high = band
+    numbers = [{"calculate": f"toNumber(datum.{f['field']})", "as": f["field"]} for f in (x, y, low, high)]
+    ends = {"y": y | {"field": low["field"]}, "y2": {"field": high["field"]}, "detail": [dash, REVISION]}
+    area = {"mark": {"type": "area", "opacity": 0.2, "clip": True}, "encoding": ends}
+    line = {"mark": mark, "encoding": {"y": y, "strokeDash": dash}}
+    encoding = encoded(*also, dash, y, low, high, color=hue | {"legend": {"symbolOpacity": 1}}, x=x)
+    drawn = {"width": width, "height": height, "encoding": encoding, "layer": [area, line]}
+    return template(title, transform=[*rows, *numbers], **faceted(drawn, panels))
+
+
+def faceted(drawn: Spec, panels: Mapping[str, Spec]) -> Spec:
+    """Layers in panels, which Vega-Lite draws by another door than panels of one mark."""
+    if not panels:
+        return drawn
+    if "facet" not in panels:
+        return {"facet": panels, "spec": drawn}
+    field = dict(panels["facet"])
+    return {"columns": field.pop("columns"), "facet": field, "spec": drawn}
 
 
 def both(*columns: str) -> dict[str, str]:
@@ -105,34 +139,61 @@ def of_columns(
     return lines(title, share("value", y), hue, dash, rows=rows, **more)
 
 
-def banded(title: str, y: Spec, low: Spec, high: Spec, also: Specs) -> Spec:
-    """Lines over eps for each model and attack, with a band about each from `low` to `high`."""
-    numbers = [{"calculate": f"toNumber(datum.{f['field']})", "as": f["field"]} for f in (EPS, y, low, high)]
-    band = {"y": y | {"field": low["field"]}, "y2": {"field": high["field"]}, "detail": word("attack")}
-    area = {"mark": {"type": "area", "opacity": 0.2, "clip": True}, "encoding": band}
-    line = {"mark": {"type": "line", "point": {"size": 35}}, "encoding": {"y": y, "strokeDash": ATTACK}}
-    encoding = encoded(ATTACK, *also, y, low, high, color=MODEL, x=EPS)
-    return template(title, width=420, height=280, transform=numbers, encoding=encoding, layer=[area, line])
-
-
-def curves(title: str, hue: Spec, side: int, x: Spec, y: Spec, area: str, align: str, under: Specs) -> Spec:
-    """A curve for each colour, in a square; its name and the area under it stand at the foot, the largest on top."""
-    field, unnamed = hue["field"], hue | {"legend": None}
-    label = f"datum.{field} + '  ' + format(datum.area, '.3f') + (datum.revisions > 1 ? '  ' + datum.rev : '')"
-    window = [{"op": "row_number", "as": "place"}, {"op": "count", "as": "all"}]
-    rows: list[Spec] = [
-        {"aggregate": [{"op": "max", "field": "area", "as": "area"}], "groupby": [field, "rev"]},
+def curves(title: str, named: str, hue: Spec, side: int, x: Spec, y: Spec, area: str, align: str, under: Specs) -> Spec:
+    """A curve for each word of `named`, in a square. Of many the best have a colour, and at the foot stand their names
+    and the areas under them, the largest on top; the rest is grey, and only counted there.
+    """
+    unnamed, few = hue | {"legend": None}, len(BEST)
+    best = [{"field": "best", "order": "descending"}, {"field": named, "order": "ascending"}]
+    placed: list[Spec] = [
+        {"calculate": "toNumber(datum.area)", "as": "area"},
+        {"joinaggregate": [{"op": "max", "field": "area", "as": "best"}], "groupby": [named]},
         {"joinaggregate": [{"op": "distinct", "field": "rev", "as": "revisions"}]},
-        {"window": window, "sort": [{"field": "area", "order": "ascending"}], "frame": [None, None]},
-        {"calculate": label, "as": "label"},
-        {"calculate": "0.025 + (datum.place - 1) * min(0.04, 0.95 / datum.all)", "as": "height"},
+        {"window": [{"op": "dense_rank", "as": "place"}], "sort": best, "frame": [None, None]},
+        {"calculate": "toString(datum.place)", "as": "rank"},
     ]
-    place = {"x": {"datum": 0.985 if align == "right" else 0.015}, "y": {"field": "height", "type": "quantitative"}}
-    drawn = encoded(number("area", area), color=unnamed, strokeDash=REVISION, x=x, y=y, order={"value": None})
-    curve = {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": drawn}
-    text, named = {"type": "text", "align": align, "fontSize": 10}, {"text": {"field": "label"}, "color": unnamed}
-    names = {"transform": rows, "mark": text, "encoding": place | named}
-    return template(title, width=side, height=side, layer=[curve, *under, names])
+    chosen, left = {"filter": f"datum.place <= {few}"}, {"filter": f"datum.place > {few}"}
+    label = f"datum.{named} + '  ' + format(datum.area, '.3f') + (datum.revisions > 1 ? '  ' + datum.rev : '')"
+    names: list[Spec] = [
+        chosen,
+        {"aggregate": [{"op": "max", "field": "area", "as": "area"}], "groupby": [named, "rank", "revisions", "rev"]},
+        {
+            "window": [{"op": "row_number", "as": "row"}],
+            "sort": [{"field": "area", "order": "ascending"}],
+            "frame": [None, None],
+        },
+        {"calculate": label, "as": "label"},
+        {"calculate": "0.025 + datum.row * 0.04", "as": "height"},
+    ]
+    others: list[Spec] = [
+        left,
+        {
+            "aggregate": [
+                {"op": "distinct", "field": named, "as": "others"},
+                {"op": "min", "field": "area", "as": "least"},
+                {"op": "max", "field": "area", "as": "most"},
+            ]
+        },
+        {"filter": "datum.others > 0"},
+        {"calculate": _OTHERS, "as": "label"},
+    ]
+    drawn = encoded(word(named), number("area", area), strokeDash=REVISION, x=x, y=y, order={"value": None})
+    grey = {"color": {"value": PALE}, "detail": word(named)}
+    rest = {"transform": [left], "mark": {"type": "line", "strokeWidth": 1}, "encoding": drawn | grey}
+    front = {
+        "transform": [chosen],
+        "mark": {"type": "line", "strokeWidth": 1.8},
+        "encoding": drawn | {"color": unnamed},
+    }
+    text = {"type": "text", "align": align, "fontSize": 10}
+    at: Spec = {"x": {"datum": 0.985 if align == "right" else 0.015}, "text": {"field": "label"}}
+    height = {"field": "height", "type": "quantitative"}
+    told = {"transform": names, "mark": text, "encoding": at | {"y": height, "color": unnamed}}
+    counted = {"transform": others, "mark": text | {"color": GREY}, "encoding": at | {"y": {"datum": 0.025}}}
+    return template(title, width=side, height=side, transform=placed, layer=[rest, front, *under, told, counted])
+
+
+_OTHERS = "'grey: ' + datum.others + ' more, ' + format(datum.least, '.3f') + ' to ' + format(datum.most, '.3f')"
 
 
 def cells(
@@ -164,12 +225,31 @@ def histograms(title: str) -> Spec:
     return template(title, facet=panel("score"), columns=4, resolve=resolve, spec=spec)
 
 
-def dots(title: str, x: Spec, y: Spec, hue: Spec, rows: Specs, also: Specs, **by: Spec) -> Spec:
-    """A row of dots for each word of y; a dot's shape tells the revision."""
+def dots(
+    title: str,
+    x: Spec,
+    y: Spec,
+    hue: Spec,
+    rows: Specs,
+    also: Specs,
+    whiskers: Interval | None = None,
+    **by: Spec,
+) -> Spec:
+    """A row of dots for each word of y, each on its interval if there are `whiskers`; the shape tells the revision."""
     y = y | {"title": None, "axis": {"grid": True}}
-    encoding = encoded(*also, y=y, color=hue, shape=word("rev", "revision"), x=x, **by)
-    mark = {"type": "point", "filled": True, "size": 70}
-    return template(title, width=200 if by else 340, height={"step": 22}, transform=rows, mark=mark, encoding=encoding)
+    width, mark = 200 if by else 340, {"type": "point", "filled": True, "size": 70}
+    dot = {"x": x, "shape": word("rev", "revision")}
+    if whiskers is None:
+        encoding = encoded(*also, y=y, color=hue, **dot, **by)
+        return template(title, width=width, height={"step": 22}, transform=rows, mark=mark, encoding=encoding)
+    low, high = whiskers
+    numbers = [{"calculate": f"toNumber(datum.{f['field']})", "as": f["field"]} for f in (x, low, high)]
+    ends = {"x": x | {"field": low["field"]}, "x2": {"field": high["field"]}}
+    apart = {"field": hue["field"], "sort": MODELS}
+    encoding = encoded(*also, x, low, high, y=y, yOffset=apart, color=hue)
+    layer = [{"mark": {"type": "rule", "strokeWidth": 2}, "encoding": ends}, {"mark": mark, "encoding": dot}]
+    drawn = {"width": width, "height": {"step": 13}, "encoding": encoding, "layer": layer}
+    return template(title, transform=[*rows, *numbers], **faceted(drawn, by))
 
 
 EPOCHS: Spec = {"x": number("epoch", scale=EXTENT, axis={"tickMinStep": 1}), "also": [number("loss")]}
@@ -189,8 +269,10 @@ CHANCE: Spec = {
 FPR, TPR = share("fpr", "OOD images accepted"), share("tpr", "ID images accepted")
 RECALL = share("recall", "ID images accepted (recall)")
 PRECISION = share("precision", "ID among the accepted (precision)")
-roc = partial(curves, x=FPR, y=TPR, area="AUROC", align="right", under=[CHANCE])
-precision_recall = partial(curves, x=RECALL, y=PRECISION, area="average precision", align="left", under=[])
+of_models = partial(curves, named="model", hue=MODEL, side=340)
+of_scores = partial(curves, named="score", hue=PLACE, side=420)
+roc: Spec = dict(x=FPR, y=TPR, area="AUROC", align="right", under=[CHANCE])
+precision_recall: Spec = dict(x=RECALL, y=PRECISION, area="average precision", align="left", under=[])
 
 ANSWERED = ("clean", "pgd", "strongest")  # under what the breakdown looks at answers
 
@@ -207,8 +289,8 @@ TEMPLATES: dict[str, Spec] = {
         "share of other images taken for the target",
     ),
     "targeted_accuracy": of_columns("Accuracy under FGSM towards one class", both("{}_accuracy")),
-    "roc_max_logit": roc("ROC of max logit: ID against OOD", MODEL, 340),
-    "pr_max_logit": precision_recall("Precision and recall of max logit, ID positive", MODEL, 340),
+    "roc_max_logit": of_models("ROC of max logit: ID against OOD", **roc),
+    "pr_max_logit": of_models("Precision and recall of max logit, ID positive", **precision_recall),
     "ood_scores": cells(
         "AUROC of every score: ID against each OOD set",
         word("set", "OOD set", sort=["ood"], axis={"labelAngle": 0}),
@@ -216,13 +298,13 @@ TEMPLATES: dict[str, Spec] = {
         number("auroc", "AUROC", scale={"scheme": "viridis", "domain": [0.5, 1], "clamp": True}),
         {"text": {"field": "auroc", "format": ".3f"}, "color": white_on_dark("auroc", 0.8)},
         58,
-        [MODEL, *INTERVAL, number("fpr95", "FPR95")],
+        [MODEL, *OF_AUROC, number("fpr95", "FPR95")],
         column=panel("model", *MODELS),
         row=panel("rev"),
     ),
     "ood_classes": dots(
         "AUROC of max logit against each class of the main OOD set",
-        number("max_logit", "AUROC", scale={"domain": [0.5, 1], "clamp": True}),
+        number("max_logit", "AUROC", scale={"domain": [0.5, 1], "clamp": True}, axis={"tickCount": 5}),
         word("class"),
         MODEL,
         [{"filter": "datum.set == 'ood'"}],
@@ -238,7 +320,7 @@ TEMPLATES: dict[str, Spec] = {
         AUROC,
         MODEL,
         rows=[{"filter": "datum.attack == 'pgd' && datum.side == 'both'"}],
-        also=INTERVAL,
+        band=OF_AUROC,
         facet=panel("score", columns=3),
     ),
     "ood_attack_max_logit": lines(
@@ -246,7 +328,7 @@ TEMPLATES: dict[str, Spec] = {
         AUROC,
         coloured("attack", {"noise": GREY, "fgsm": BLUE, "pgd": VERMILION}),
         rows=[{"filter": "datum.score == 'max_logit'"}],
-        also=INTERVAL,
+        band=OF_AUROC,
         row=panel("model", *MODELS),
         column=panel("side", "ID down", "OOD up", "both"),
     ),
@@ -256,7 +338,8 @@ TEMPLATES: dict[str, Spec] = {
         word("class"),
         MODEL,
         [],
-        [number("low", "at least"), number("high", "at most"), number("images")],
+        [number("images")],
+        INTERVAL,
         column=panel("attack", *ANSWERED),
     ),
     "reliability": lines(
@@ -283,7 +366,7 @@ TEMPLATES: dict[str, Spec] = {
         share("accuracy"),
         MODEL,
         x=number("severity", scale=EXTENT, axis={"tickMinStep": 1}),
-        also=(number("low", "at least"), number("high", "at most")),
+        band=INTERVAL,
         facet=panel("kind", columns=3),
     ),
     "certified": lines(
@@ -291,7 +374,7 @@ TEMPLATES: dict[str, Spec] = {
         share("accuracy"),
         coloured("curve", {"attacked": VERMILION, "certified": BLUE}),
         x=number("radius", "L2 radius (pixels in [0, 1])", scale=EXTENT),
-        also=(number("low", "at least"), number("high", "at most")),
+        band=INTERVAL,
     ),
     "audit_verdicts": cells(
         "Audit: which figures may be believed",
@@ -311,12 +394,13 @@ TEMPLATES: dict[str, Spec] = {
         rows=[{"calculate": "upper(datum.attack)", "as": "attack"}],
     )
     | {"mark": "line"},
-    "seeds": banded(
+    "seeds": lines(
         "Accuracy over seeds: mean and 95 % interval",
         share("mean", "test accuracy"),
-        number("low", "from"),
-        number("high", "to"),
-        [word("seeds")],
+        MODEL,
+        ATTACK,
+        also=[word("seeds")],
+        band=INTERVAL,
     ),
 }
 for _name, _attack in {"confusion": "strongest", "confusion_clean": "clean"}.items():
@@ -334,8 +418,8 @@ for _name, _attack in {"confusion": "strongest", "confusion_clean": "clean"}.ite
     )
 for _model in MODELS:
     TEMPLATES |= {
-        f"roc_{_model}": roc(f"ROC of every score, {_model} model", SCORE, 420),
-        f"pr_{_model}": precision_recall(f"Precision and recall of every score, {_model} model", SCORE, 420),
+        f"roc_{_model}": of_scores(f"ROC of every score, {_model} model", **roc),
+        f"pr_{_model}": of_scores(f"Precision and recall of every score, {_model} model", **precision_recall),
         f"ood_histogram_{_model}": histograms(f"Confidence of the {_model} model"),
         f"audit_{_model}": lines(f"Audit: every attack on the {_model} model", share("accuracy"), AUDITED),
     }

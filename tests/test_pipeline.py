@@ -102,7 +102,8 @@ class Recorder:
         if callable(value):  # model_dump reads the whole section
             self._reads.add(self._path)
             return value
-        path = f"{self._path}.{name}".lstrip(".")
+        field = type(self._section).model_fields.get(name)  # whose name in the file may be another one
+        path = f"{self._path}.{(field and field.alias) or name}".lstrip(".")
         if isinstance(value, BaseModel):
             return Recorder(value, path, self._reads)
         self._reads.add(path)
@@ -110,9 +111,9 @@ class Recorder:
 
 
 def small_params(folder: Path) -> None:
-    """SMALL in a params.yaml, with the data set's own target: a target named by the user hides that other key."""
+    """SMALL in a params.yaml, with the data set's own target and budget: those named by the user hide these keys."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for key, value in (SMALL | {"targeted_sweep.target": "null"}).items():
+    for key, value in (SMALL | {"targeted_sweep.target": "null", "eps": "null"}).items():
         section = content
         for part in key.split(".")[:-1]:
             section = section[part]
@@ -175,7 +176,7 @@ def test_the_pipeline_runs_end_to_end(clone):
 def test_eps_leaves_prepare_and_train_standard_alone_and_comes_back_from_the_cache(clone):
     before = {name: (clone / name).read_bytes() for name in ("dvc.lock", "metrics/fgsm.json", "plots/fgsm_sweep.csv")}
     text = (clone / "params.yaml").read_text()
-    (clone / "params.yaml").write_text(text.replace("eps: 8/255", "eps: 0.2"))
+    (clone / "params.yaml").write_text(text.replace("\neps: 8/255", "\neps: 0.2"))
     assert ran(call(clone, "dvc", "repro")) == set(STAGES) - {"prepare", "train_standard"}
     assert (clone / "metrics/fgsm.json").read_bytes() != before["metrics/fgsm.json"]
     (clone / "params.yaml").write_text(text)
@@ -305,7 +306,7 @@ def test_the_table_of_experiments_has_few_columns(clone):
 
 def test_a_bad_parameter_stops_the_run_before_any_work(clone):
     text = (clone / "params.yaml").read_text()
-    (clone / "params.yaml").write_text(text.replace("eps: 8/255", "eps: 1.5"))
+    (clone / "params.yaml").write_text(text.replace("\neps: 8/255", "\neps: 1.5"))
     done = call(clone, "dvc", "repro", ok=False)
     (clone / "params.yaml").write_text(text)
     assert done.returncode != 0

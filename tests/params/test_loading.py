@@ -51,6 +51,14 @@ def test_numbers_as_people_write_them(given, read):
     assert load({"eps": given}).eps == read
 
 
+def test_the_budget_is_the_data_sets_own_unless_one_is_named():
+    own = {name: load({"dataset": name}).eps for name in ("cifar10", "digits", "folder", "torchvision")}
+    assert own == {"cifar10": 0.05, "digits": 0.15, "folder": 8 / 255, "torchvision": 8 / 255}
+    assert load({"datasets.cifar10.eps": "1/4"}).eps == 0.25
+    assert load({"datasets.digits.eps": "1/4"}).eps == 0.05  # of another set
+    assert load({"dataset": "digits", "eps": 0}).eps == 0  # a budget too, and not an empty one
+
+
 def test_class_names_may_be_numbers():
     chosen = load({"datasets.digits.prepare.ood_classes": [8, 9]})
     assert chosen.datasets.digits.prepare.ood_classes == ["8", "9"]
@@ -66,7 +74,7 @@ BAD = [
     ("eps", "x", "8/255"),
     ("eps", "1/0", "8/255"),
     ("eps", True, "a number"),
-    ("eps", None, "a number"),
+    ("datasets.digits.eps", None, "a number"),
     ("eps", float("nan"), "a number"),
     ("seed", 0.5, "a whole number"),
     ("dataset", "cifar", "'digits'"),
@@ -139,11 +147,11 @@ def test_files_that_are_no_params(tmp_path, text, words):
 
 def test_overrides_stand_in_place_of_the_files_values_and_of_no_others():
     changed = load({"models.whitened_cnn.widths": [8], "eps": "8/255", "datasets.digits.train_robust.epochs": 3})
-    wanted = params.load(SHIPPED).model_dump()
+    wanted = params.load(SHIPPED).model_dump(by_alias=True)
     wanted["models"]["whitened_cnn"]["widths"] = [8]
     wanted["eps"] = 8 / 255
     wanted["datasets"]["digits"]["train_robust"]["epochs"] = 3
-    assert changed.model_dump() == wanted
+    assert changed.model_dump(by_alias=True) == wanted
     assert load({}) == load(None) == params.load(SHIPPED)
 
 
@@ -169,7 +177,7 @@ def test_an_override_below_a_value_is_refused():
 @pytest.mark.parametrize(
     ("key", "value", "change"),
     [
-        ("eps", "1/0", ("eps: 0.05 ", "eps: 1/0 ")),
+        ("eps", "1/0", ("\neps:   ", "\neps: 1/0 ")),
         ("models.whitened_cnn.widths", [8, 0], ("widths: [48, 192, 384]", "widths: [8, 0]")),
         ("targeted_sweep.target", "unicorn", ("  target:    ", "  target: unicorn  ")),
     ],
@@ -245,7 +253,7 @@ def test_what_the_prepared_data_do_not_have_is_refused_with_a_line_for_each(prep
     [("eps: 1e-05 ", "eps", 1e-5), ("eps: 8/255 ", "eps", 8 / 255), ("seed: 010 ", "seed", 10)],
 )
 def test_numbers_are_those_of_yaml_1_2(tmp_path, text, key, value):
-    old = {"eps": "eps: 0.05 ", "seed": "seed: 0 "}[key]
+    old, text = {"eps": "\neps:   ", "seed": "\nseed: 0 "}[key], f"\n{text}"
     assert getattr(params.load(written(tmp_path, (old, text))), key) == value
 
 
@@ -277,13 +285,13 @@ def test_a_key_that_stands_twice_is_refused_by_its_name(tmp_path, change, append
 )
 def test_tags_run_nothing_and_are_refused(tmp_path, monkeypatch, value):
     monkeypatch.chdir(tmp_path)
-    assert "eps" in refusal(written(tmp_path, ("eps: 0.05 ", f"eps: {value} ")))
+    assert "eps" in refusal(written(tmp_path, ("\neps:   ", f"\neps: {value} ")))
     assert not Path("owned").exists()
 
 
 @pytest.mark.parametrize("value", ["!!float abc", "!!int x", "!!bool maybe"])
 def test_a_tag_that_does_not_fit_its_value_is_refused(tmp_path, value):
-    assert "not YAML" in refusal(written(tmp_path, ("eps: 0.05 ", f"eps: {value} ")))
+    assert "not YAML" in refusal(written(tmp_path, ("\neps:   ", f"\neps: {value} ")))
 
 
 def test_dvc_s_own_way_of_writing_the_file_changes_the_line_that_was_set_and_no_other(tmp_path):

@@ -12,7 +12,7 @@ from copy import deepcopy
 import pandas as pd
 import pytest
 
-from scripts import markup, picture, report, summary, templates
+from scripts import findings, markup, picture, report, summary, templates
 from stages.common.artifacts import MODELS
 from tests.repository import ROOT
 
@@ -125,6 +125,23 @@ def test_the_page_has_the_committed_data_as_they_are(page):
     assert report.data(committed) in page[0].read_text(encoding="utf-8")
 
 
+def test_sections_stand_in_the_order_of_the_study_and_every_plot_in_one_of_them(page):
+    path, plots = page
+    content = path.read_text(encoding="utf-8")
+    links, sections = re.findall('<a href="#(.*?)"', content), re.findall('<section id="(.*?)"', content)
+    assert links == sections == list(report.SECTIONS)  # nothing is left for a last one
+    assert sorted(re.findall('data-plot="(.*?)"', content)) == sorted(html.escape(name) for name in plots)
+    assert content.count('<p class="doubt">') == len(sections)
+
+
+def test_what_belongs_to_no_section_stands_in_a_last_one(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    links, sections = report.sections(findings.read(), ["plots/answers.csv"], {"mine_too": b"png"})
+    assert 'href="#more"' in links
+    last = sections.split("<section ")[-1]
+    assert 'data-plot="plots/answers.csv"' in last and 'alt="mine too"' in last
+
+
 def test_only_plots_that_the_other_commit_lacks_are_forgiven(monkeypatch):
     """DVC exits with 0 and lists what it could not read."""
     missing = {"name": "new", "rev": "HEAD~1", "source": "plots/new.csv", "type": "FileNotFoundError", "msg": ""}
@@ -156,7 +173,7 @@ def test_a_browser_without_a_network_draws_every_plot(page):
     path, plots = page
     shown, said = look_at(path)
     assert f'data-drawn="{len(plots)}"' in shown
-    drawings = shown.split('id="plots"')[1].split("<h2>")[0]
+    drawings = shown.split("<nav>")[1].split("<script>")[0]
     assert drawings.count("<svg") == len(plots) and drawings.count("<path") > 10 * len(plots)
     assert not said
 
@@ -168,7 +185,7 @@ HOVER = """<script>
     if (!document.body.dataset.drawn) return;
     clearInterval(wait);
     const told = document.body.appendChild(document.createElement("pre"));
-    for (const mark of document.querySelectorAll("#plots .mark-symbol path, #plots .mark-rect path")) {
+    for (const mark of document.querySelectorAll("[data-plot] .mark-symbol path, [data-plot] .mark-rect path")) {
       mark.dispatchEvent(new PointerEvent("pointermove", {bubbles: true}));
       told.textContent += document.getElementById("vg-tooltip-element")?.innerHTML;
     }
@@ -183,19 +200,23 @@ def hostile(tmp_path, monkeypatch):
     for name in ("metrics", "plots"):
         shutil.copytree(ROOT / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text(json.dumps({"dataset": HOSTILE[0], "eps": HOSTILE[2]}))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
     kinds = {f".{name}": 1 for name in HOSTILE}
-    data = DATA | {"images_per_class": {"train": dict.fromkeys(HOSTILE, 1)}, "extra_sets": HOSTILE, "fingerprint": "0"}
+    names = {"classes": HOSTILE, "ood_classes": HOSTILE, "extra_sets": HOSTILE, "fingerprint": "0"}
+    per_class = {"train": dict.fromkeys(HOSTILE, 1), "test": dict.fromkeys(HOSTILE, 1)}
+    data = DATA | names | {"images_per_class": per_class}
+    data["sizes"] = DATA["sizes"] | {"val": 4}
     data["files"] = {"left_out": kinds, "resized_from": {}, "laid_on_white": 0}
     (tmp_path / "metrics/data.json").write_text(json.dumps(data))
     specs = {}
-    for table, columns in {"ood_classes": ["class", "taken_for"], "audit_verdicts": ["seen", "meaning"]}.items():
+    columns_of = {"ood_classes": ["class", "taken_for"], "audit_verdicts": ["seen", "meaning"], "classes": ["class"]}
+    for table, columns in columns_of.items():
         with (tmp_path / f"plots/{table}.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         for number, row in enumerate(rows):
             row |= {"rev": "workspace"} | dict.fromkeys(columns, HOSTILE[number % len(HOSTILE)])
         pd.DataFrame(rows).to_csv(tmp_path / f"plots/{table}.csv", index=False)
-        specs[table] = templates.TEMPLATES[table] | {"data": {"values": rows}}
+        specs[f"plots/{table}.csv"] = templates.TEMPLATES[table] | {"data": {"values": rows}}
     monkeypatch.setattr(picture, "specs", lambda revision: specs)
     path = tmp_path / "report.html"
     path.write_text(report.page(None) + HOVER, encoding="utf-8")
@@ -206,11 +227,11 @@ def hostile(tmp_path, monkeypatch):
 def test_names_that_are_markup_are_shown_and_never_run(hostile):
     shown, said = look_at(hostile)
     assert "<title>FGSM" in shown and "owned</title>" not in shown
-    assert 'data-drawn="2"' in shown and not said
+    assert 'data-drawn="3"' in shown and not said
     assert not re.findall("<img(?! alt=)|<b |<!--", shown.split("<script>")[0] + shown.split('id="told"')[1])
     told = html.unescape(shown.split('id="told">')[1].split("</pre>")[0])
     for name in HOSTILE:
         escaped = html.escape(name, quote=False)
         assert f"<th>{escaped}</th>" in shown  # in the table of images
-        assert f">{html.escape(name[:12], quote=False)}" in shown.split('id="plots"')[1]  # on an axis, cut to its width
+        assert f">{html.escape(name[:12], quote=False)}" in shown.split("<nav>")[1]  # on an axis, cut to its width
         assert escaped in told  # in a tooltip

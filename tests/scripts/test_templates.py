@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,30 @@ def test_a_template_s_fields_are_columns_of_its_table(file):
     columns = set(table(file.stem)[0])
     used = {part["field"] for part in found if "field" in part} | {c for part in found for c in part.get("fold", [])}
     assert used <= columns | made | inline
+
+
+def drawn(name: str, rows: list[dict[str, str]]) -> str:
+    return vl_convert.vegalite_to_svg(templates.TEMPLATES[name] | {"data": {"values": rows}})
+
+
+def test_of_sixteen_curves_the_best_five_are_named_and_the_rest_is_grey():
+    areas = {f"s{number:02}": 0.5 + number / 100 for number in range(16)} | {"s14": 0.65}  # two of the best are equal
+    rows = [
+        {"model": "robust", "score": score, "fpr": at, "tpr": at, "area": f"{area:.3f}", "rev": "workspace"}
+        for score, area in areas.items()
+        for at in ("0.0", "0.5", "1.0")
+    ]
+    svg = drawn("roc_robust", rows)
+    assert re.findall(r">(s\d\d .*?)<", svg) == [f"s{n}  {areas[f's{n}']:.3f}" for n in range(11, 16)]
+    assert ">grey: 11 more, 0.500 to 0.600<" in svg
+    assert svg.count(f'stroke="{templates.PALE}"') >= 11
+    few = drawn("roc_robust", [row for row in rows if row["score"] > "s12"])
+    assert "grey:" not in few and len(re.findall(r">s1\d ", few)) == 3
+
+
+def test_intervals_are_drawn_as_bands_and_whiskers():
+    for name, mark in {"corruptions": "area", "certified": "area", "ood_attack": "area", "classes": "rule"}.items():
+        assert f'class="mark-{mark} role-mark' in drawn(name, table(name)), name
 
 
 def test_the_verdicts_of_the_audit_have_their_colours():

@@ -37,6 +37,11 @@ class Params(schema.Keys):
         section: schema.Data = getattr(self.datasets, self.dataset)
         return section
 
+    @property
+    def eps(self) -> float:
+        """The budget in pixels of [0, 1]: the file's eps, or where that is empty the chosen data set's own."""
+        return self.data.eps if self.eps_or_none is None else self.eps_or_none
+
     def trained(self, which: str) -> schema.Trained:
         """train_<which>, the section of the `standard` or the `robust` training."""
         section: schema.Trained = getattr(self, f"train_{which}")

@@ -241,6 +241,7 @@ class Data(Section):
     """What every data set has; `prepare` has keys of each one's own."""
 
     target: Name | None
+    eps: Eps
     prepare: Prepare
     training: DataTraining
     train_standard: DataTrainStandard
@@ -275,14 +276,14 @@ class Datasets(Section):
 
 
 class Keys(Section):
-    """All of params.yaml. Attribute names are the file's keys."""
+    """All of params.yaml. Attribute names are the file's keys, but for `eps`, which may be empty: Params has it."""
 
     dataset: Literal["cifar10", "digits", "folder", "torchvision"]
     seed: Annotated[int, integer(0, 2**32 - 1)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "float32", "bfloat16"]
     confidence: OpenShare
-    eps: Eps
+    eps_or_none: Annotated[Eps | None, Field(alias="eps")]
     eps_l2: EpsL2
     distributed: Distributed
     model: Model
