@@ -7,6 +7,7 @@ they have learnt; the first one alone writes files and speaks, so no figure depe
 import contextlib
 import datetime
 import json
+import logging
 import os
 import signal
 import sys
@@ -14,13 +15,16 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from stages.common.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 T = TypeVar("T")
 LAUNCHED = "STAGE_LAUNCHED"  # in the environment of ranks: the process whose `launch` has started them and speaks
@@ -163,6 +167,7 @@ def launch(module: str, processes: int) -> None:
     When one rank ends badly, or this process is told to end, all are ended. Raises UserError with what the rank that
     failed first has said; exits with its traceback where that was a defect.
     """
+    # Here, since one process needs none of it, and it takes a while to load
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -180,7 +185,8 @@ def launch(module: str, processes: int) -> None:
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     os.environ |= {LAUNCHED: str(os.getpid()), "OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
     os.environ.setdefault("TORCHELASTIC_SHUTDOWN_TIMEOUT", "10")
-    _quiet()
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what went wrong is said once, below
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         elastic_launch(config, sys.executable)("-m", module)
     except ChildFailedError as error:
@@ -191,26 +197,17 @@ def launch(module: str, processes: int) -> None:
         sys.exit(128 + error.sigval)
 
 
-def _quiet() -> None:
-    """No log of torchrun's: what went wrong is said once, below."""
-    import logging
-
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-
-
-def _explain(failures: Iterable[object], processes: int) -> NoReturn:
+def _explain(failures: Iterable["ProcessFailure"], processes: int) -> NoReturn:
     """Say what the first of the failed ranks said; one that merely lost another comes last."""
 
-    def order(failure: object) -> tuple[bool, int]:
-        return bool(failure.error_file_data.get("lost")), failure.timestamp  # type: ignore[attr-defined]
+    def order(failure: "ProcessFailure") -> tuple[bool, int]:
+        return bool(failure.error_file_data.get("lost")), failure.timestamp
 
     failure = min(failures, key=order)
-    said, content = failure.message, failure.error_file_data  # type: ignore[attr-defined]
-    which = f"rank {failure.local_rank} of {processes}"  # type: ignore[attr-defined]
-    if content.get("plain"):
+    said, which = failure.message, f"rank {failure.local_rank} of {processes}"
+    if failure.error_file_data.get("plain"):
         raise UserError(said)
-    if (code := failure.exitcode) < 0:  # type: ignore[attr-defined]
+    if (code := failure.exitcode) < 0:
         raise UserError(
             f"{which} was killed by {signal.Signals(-code).name}"
             + (", out of memory perhaps" if -code == signal.SIGKILL else "")

@@ -129,6 +129,13 @@ def test_the_precision_is_that_of_params_yaml(precision):
     assert [recipe.bfloat16 for recipe in recipes] == [precision == "bfloat16"] * 2
 
 
+def test_what_works_between_gpus_alone_is_refused_elsewhere():
+    knobs = params.load(ROOT / "params.yaml", overrides={"distributed.sync_batchnorm": True})
+    with pytest.raises(UserError, match=r"distributed\.sync_batchnorm = true: it works between GPUs alone; set false"):
+        training.Recipe.from_params(knobs, "robust", torch.device("cpu"))
+    assert training.Recipe.from_params(knobs, "robust", torch.device("cuda")).sync_batchnorm
+
+
 def test_somebody_else_s_architecture_is_trained_both_ways(project):
     write_params({"model.name": "custom"})
     train_standard.main()
