@@ -24,7 +24,7 @@ TABLE, DOCUMENT = Path("docs/devices.csv"), Path("docs/performance.md")
 START, END = "<!-- table: python -m benchmarks.devices -->", "<!-- /table of devices -->"
 EPOCH = 45_000  # images of CIFAR-10 that training sees in one
 SHOWN = {"cuda": EPOCH}  # images that a measured epoch has; fewer on slow devices, and its time is scaled
-FEW, ATTACKED = 2048, 500
+FEW, ATTACKED, STEPS = 2048, 500, 20  # images of an epoch and of PGD, and the steps of that
 NARROW = {"models.whitened_cnn.widths": [8, 8, 8], "models.resnet18.width": 4}
 
 
@@ -57,12 +57,12 @@ def epoch_seconds(knobs: params.Params, which: str, train_set: ImageSet, where: 
     return ended[1] - ended[0]
 
 
-def pgd_seconds(knobs: params.Params, some: ImageSet, where: torch.device) -> float:
-    """Seconds of PGD-20 on images that all stay unbroken: their labels are what the model takes them for."""
+def pgd_seconds(knobs: params.Params, some: ImageSet, where: torch.device, *, steps: int) -> float:
+    """Seconds of PGD on images that all stay unbroken: their labels are what the model takes them for."""
     model = training.new_model(knobs, "robust", some).to(where).eval()
     kept = ImageSet(some.images, evaluation.predictions(model, some.images), some.classes)
     start = time.perf_counter()
-    robustness.pgd_correct(model, kept, 0.0, steps=20, seed=0)
+    robustness.pgd_correct(model, kept, 0.0, steps=steps, seed=0)
     return time.perf_counter() - start
 
 
@@ -85,7 +85,7 @@ def measured(quick: bool) -> Iterator[dict[str, object]]:
         with attacks.searching(bfloat16=device.bfloat16(knobs.precision, where)):
             for which in ("standard", "robust"):
                 row[which] = epoch_seconds(knobs, which, train_set, where) * EPOCH / count
-            row["pgd"] = pgd_seconds(knobs, train_set.take(torch.arange(min(ATTACKED, count))), where)
+            row["pgd"] = pgd_seconds(knobs, train_set.take(torch.arange(min(ATTACKED, count))), where, steps=STEPS)
         yield row
 
 

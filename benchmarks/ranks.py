@@ -8,24 +8,20 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from benchmarks import common
-from benchmarks.devices import NARROW, made_up
-from stages.common import attacks, device, distributed, evaluation, params, robustness, training
-from stages.common.adversary import Adversary, Settings
+from benchmarks.devices import NARROW, epoch_seconds, made_up, pgd_seconds
+from stages.common import attacks, device, distributed, params, training
 from stages.common.errors import run
-from stages.common.images import ImageSet
 
 DOCUMENT = Path("docs/scale.md")
 START, END = "<!-- table: python -m benchmarks.ranks -->", "<!-- /table of ranks -->"
-IMAGES, ATTACKED = 4096, 1000  # of an epoch, and of PGD: two batches
+IMAGES, ATTACKED, STEPS = 4096, 1000, 10  # of an epoch; of PGD, two batches, and how far it goes
 QUICK = "RANKS_QUICK"  # in the environment of the processes that are timed
 CPU = torch.device("cpu")
 
@@ -34,28 +30,11 @@ def timed(quick: bool) -> Iterator[tuple[str, float]]:
     """What this process, or its group, does, and the seconds that it takes."""
     knobs = params.load(overrides={**NARROW, "datasets.cifar10.training.batch_size": 32} if quick else {})
     train_set = made_up(64, 8) if quick else made_up(IMAGES, 32)
-    few = train_set.take(torch.arange(10))
-    model = training.new_model(knobs, "robust", train_set)
-    recipe = replace(training.Recipe.from_params(knobs, "robust", CPU), epochs=2, early_size=None)
-    regime = Adversary(model, few, replace(Settings.from_params(knobs), ramp=0.0, undo_overfitting=False))
-    ended: list[float] = []
-    with attacks.searching(bfloat16=device.bfloat16(knobs.precision, CPU)), tempfile.TemporaryDirectory() as folder:
-        training.train(
-            model,
-            train_set,
-            few,
-            recipe,
-            regime,
-            resume_in=Path(folder),
-            log=lambda rows: ended.append(time.perf_counter()),
-            name="ranks",
-        )
-        yield "an epoch of n-fgsm", ended[1] - ended[0]
-        some = train_set.take(torch.arange(min(ATTACKED, len(train_set))))
-        kept = ImageSet(some.images, evaluation.predictions(model, some.images), some.classes)
-        start = time.perf_counter()
-        robustness.pgd_correct(model, kept, 0.0, steps=10, seed=0)
-        yield "PGD-10", time.perf_counter() - start
+    some = train_set.take(torch.arange(min(ATTACKED, len(train_set))))
+    with attacks.searching(bfloat16=device.bfloat16(knobs.precision, CPU)):
+        yield "an epoch of n-fgsm", epoch_seconds(knobs, "robust", train_set, CPU)
+        yield f"PGD-{STEPS}", pgd_seconds(knobs, some, CPU, steps=STEPS)
+    model = training.new_model(knobs, "robust", some)
     slopes = [torch.zeros_like(parameter) for parameter in model.parameters() if parameter.requires_grad]
     start = time.perf_counter()
     distributed.average([torch.cat([slope.flatten() for slope in slopes])])

@@ -74,9 +74,10 @@ def judge() -> dict[str, object]:
     }
 
 
-def learn(name: str, folder: Path, **changes: object) -> dict[str, object]:
+def learn(name: str, folder: Path, count: int = 1200, **changes: object) -> dict[str, object]:
     """A training of a few epochs in batches of 48 on the digits."""
     train_set, val_set = parts(digits())
+    train_set = train_set.take(torch.arange(count))
     if name == "whitened_cnn":
         model = new_model(digits())
     else:
@@ -103,7 +104,7 @@ def disagree() -> dict[str, object]:
 TASKS = {
     "judge": lambda folder: judge(),
     "simple": partial(learn, "simple_cnn"),
-    "trades": partial(learn, "simple_cnn", attack="trades"),
+    "trades": partial(learn, "simple_cnn", count=96, attack="trades"),
     "whitened": partial(learn, "whitened_cnn"),
     "disagree": lambda folder: disagree(),
 }

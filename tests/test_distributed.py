@@ -63,16 +63,16 @@ def test_no_figure_depends_on_how_many_ranks_there_are(alone, tmp_path, processe
     assert 0 < int(found["strongest"].sum()) < 97 and 0 < int(found["square"].sum()) < 50  # so that they could differ
 
 
-@pytest.mark.parametrize(("task", "processes", "atol"), [("simple", 2, 1e-5), ("simple", 3, 1e-5), ("trades", 2, 1e-4)])
-def test_without_batch_norm_ranks_learn_what_one_process_learns(alone, tmp_path, task, processes, atol):
-    """The same images, noise and steps, in spite of sums in another order; TRADES, whose attack starts where the slope
-    is near 0, makes more of what that rounds.
+@pytest.mark.parametrize(("task", "processes"), [("simple", 2), ("simple", 3), ("trades", 2)])
+def test_without_batch_norm_ranks_learn_what_one_process_learns(alone, tmp_path, task, processes):
+    """The same images, noise and steps, in spite of sums in another order. TRADES takes four steps alone: its attack
+    starts where the slope is near 0, and makes more of what is rounded from step to step.
     """
     found = at_work(task, processes, tmp_path)
-    same(found["state"], alone(task)["state"], atol=atol)
+    same(found["state"], alone(task)["state"], atol=1e-5)
     assert found["rows"][-1]["loss"] == pytest.approx(alone(task)["rows"][-1]["loss"], abs=1e-4)
     moved = {key: float((value - found["before"][key]).abs().max()) for key, value in found["state"].items()}
-    assert moved["fc3.weight"] > 1e-3  # a hundred times what they may differ by
+    assert moved["fc3.weight"] > 3e-4  # thirty times what they may differ by
 
 
 def test_with_batch_norm_they_learn_as_well_and_repeat_to_the_byte(alone, tmp_path):
