@@ -110,7 +110,7 @@ print(go_through(100), go_through(500))
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process has had in memory at most is asked of Linux")
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     """Preparing, writing, evaluating and training, with five times as many images: 57 MB more in every array."""
-    whole = "glibc.malloc.mmap_threshold=1048576"  # large blocks go back when freed: what a heap keeps is not asked here
+    whole = "glibc.malloc.mmap_threshold=1048576"  # large blocks go back when freed: what a heap keeps is no matter
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLIBC_TUNABLES": whole}
     done = subprocess.run([sys.executable, "-c", MEMORY], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
