@@ -9,12 +9,7 @@ vision.torchvision()  # the oracles of some tests import it
 
 @pytest.fixture(scope="session")
 def digits():
-    """scikit-learn's digits as an ImageSet: 1,797 grey images of 8x8 pixels in ten classes."""
-    import torch
-    from sklearn.datasets import load_digits
+    """As tests.small has them, which is slow to import and not always needed."""
+    from tests import small
 
-    from stages.common.images import ImageSet
-
-    source = load_digits()
-    pixels = torch.from_numpy((source.images * 255 / 16).round().astype("uint8")).unsqueeze(1)
-    return ImageSet(pixels, torch.from_numpy(source.target).long(), list("0123456789"))
+    return small.digits()

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from sklearn.datasets import load_digits
 
 from stages.common import (
     artifacts,
@@ -28,15 +27,9 @@ from stages.common.audit.subject import Subject
 from stages.common.detection import detectors, evasion
 from stages.common.detection.scores import Options
 from stages.common.images import ImageSet
-from tests.small import RECIPE, SETTINGS, new_model, parts
+from tests.small import RECIPE, SETTINGS, digits, new_model, parts
 
 CPU = torch.device("cpu")
-
-
-def digits() -> ImageSet:
-    source = load_digits()
-    pixels = torch.from_numpy((source.images * 255 / 16).round().astype("uint8")).unsqueeze(1)
-    return ImageSet(pixels, torch.from_numpy(source.target).long(), list("0123456789"))
 
 
 def judge() -> dict[str, object]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from stages.common import images, models, robustness, training
@@ -43,6 +44,13 @@ SETTINGS = Settings(
     seed=0,
 )
 Opponent = Callable[[nn.Module, ImageSet], training.Regime]  # of a model, judging it on a validation set
+
+
+def digits() -> ImageSet:
+    """scikit-learn's digits: 1,797 grey images of 8x8 pixels in ten classes."""
+    source = load_digits()
+    pixels = torch.from_numpy((source.images * 255 / 16).round().astype("uint8")).unsqueeze(1)
+    return ImageSet(pixels, torch.from_numpy(source.target).long(), list("0123456789"))
 
 
 def parts(digits: ImageSet) -> tuple[ImageSet, ImageSet]:

@@ -11,7 +11,6 @@ lie outside [0, 1] until `corrupt` clamps them.
 """
 
 import io
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from stages.common import device, images, models
 from stages.common.images import Batch, ImageSet
+from stages.common.seeds import seed_of
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CPU = torch.device("cpu")
@@ -128,8 +128,7 @@ def corrupt(pixels: Tensor, kind: str, severity: int, generator: torch.Generator
 def seeded(kind: str, severity: int, seed: int, batch: int = 0) -> torch.Generator:
     """The generator of one kind at one severity for the batch of that number: what it draws depends on no other."""
     own = [batch] if batch else []
-    state = np.random.SeedSequence([seed, zlib.crc32(kind.encode()), severity, *own]).generate_state(1)
-    return torch.Generator().manual_seed(int(state[0]))
+    return torch.Generator().manual_seed(seed_of(seed, kind, severity, *own))
 
 
 def correct(model: nn.Module, image_set: ImageSet, kinds: Sequence[str], *, seed: int) -> Tensor:

@@ -16,6 +16,7 @@ from stages.common.images import Batch, ImageSet
 from stages.common.params import Params
 
 TRANSFER_STEPS = 10  # an example for another model need not be the best one for its own
+NOTHING = -1  # what an image is taken for that is not to be attacked: no class
 SEARCH_STEPS = 10  # of PGD at each budget tried while an image's smallest one is searched
 
 
@@ -144,13 +145,9 @@ class Subject:
         self, eps: float, steps: int, seed: int, among: Tensor, norm: type[attacks.Ball] = attacks.Linf
     ) -> Tensor:
         """Which of the images `among`, bool (N,), PGD leaves correct: bool (N,). The others are not attacked."""
-        alive = among.clone()
-        chosen = alive.nonzero().squeeze(1)
-        description = f"audit: PGD-{steps} at {eps:.3g}"
-        alive[chosen] = robustness.pgd_correct(
-            self.model, self.image_set.take(chosen), eps, steps=steps, seed=seed, norm=norm, description=description
-        )
-        return alive
+        labels = self.image_set.labels
+        taken = labels.where(among, NOTHING)
+        return by_pgd(self.model, self.image_set, eps, taken, steps=steps, seeds=[seed], norm=norm) == labels
 
     @cached_property
     def pgd_restarted(self) -> Tensor:

@@ -4,11 +4,9 @@ Images and results are on the CPU; batches go to where the model is, and come ba
 given out at once, so that a run that was cut off can go on from there.
 """
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +15,7 @@ from stages.common.audit.square import square_attack
 from stages.common.autoattack.apgd import FEWEST_CLASSES, apgd, apgd_targeted
 from stages.common.autoattack.fab import fab
 from stages.common.images import Batch, ImageSet
+from stages.common.seeds import seed_of
 
 STEPS, TARGETS, QUERIES = 100, 9, 5000  # of each gradient attack, of wrong classes, of Square: the standard version's
 
@@ -111,14 +110,9 @@ def _survivors(model: nn.Module, image_set: ImageSet, eps: float, name: str, eff
     where, described = device.of(model), f"AutoAttack: {name} at {eps:.3g}"
 
     def withstood(batch: Batch) -> Tensor:
-        generator = _generator(where, seed, name, batch.number)
+        generator = torch.Generator(where).manual_seed(seed_of(seed, name, batch.number))
         attacked = PARTS[name].attack(model, batch.x, batch.y, eps, effort, generator)
         return attacks.withstood(model, attacked, batch.y)
 
     found = images.each_batch(withstood, image_set.images, image_set.labels, device=where, description=described)
     return torch.cat([torch.empty(0, dtype=torch.bool), *found])
-
-
-def _generator(where: torch.device, seed: int, name: str, number: int) -> torch.Generator:
-    state = np.random.SeedSequence([seed, zlib.crc32(name.encode()), number]).generate_state(1)
-    return torch.Generator(where).manual_seed(int(state[0]))

@@ -184,10 +184,8 @@ def fit_on(
     work on the model's device, and take what they judge to it.
     """
     needed = {name: "plain" if DETECTORS[name].view == "odin" else DETECTORS[name].view for name in names}
-    seen, where = (
-        see(model, train, sight, names=tuple(dict.fromkeys(needed.values())), description=description),
-        device.of(model),
-    )
+    where = device.of(model)
+    seen = see(model, train, sight, names=tuple(dict.fromkeys(needed.values())), description=description)
     known = {
         view: FitData(output.logits.to(where), output.features.to(where), train.labels.to(where))
         for view, output in seen.items()

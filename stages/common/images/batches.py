@@ -4,13 +4,13 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from stages.common import distributed
 from stages.common.images import maps
+from stages.common.seeds import seed_of
 
 BATCH_SIZE = 500  # of evaluation, in images of 32x32 pixels: the maps of one layer stay near the cache
 T = TypeVar("T")
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
     def generator(self, seed: int) -> torch.Generator:
         """Randomness of this batch's own, on its device, so that it does not matter what was drawn for others."""
-        own = int(np.random.SeedSequence([seed, self.number]).generate_state(1)[0]) if self.number else seed
+        own = seed_of(seed, self.number) if self.number else seed
         return torch.Generator(self.x.device).manual_seed(own)
 
 

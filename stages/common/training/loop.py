@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from stages.common import device, distributed, evaluation, images
 from stages.common.errors import UserError
 from stages.common.images import ImageSet
+from stages.common.seeds import seed_of
 from stages.common.training import resume
 from stages.common.training.optimizer import new_optimizers, set_rate
 from stages.common.training.recipe import Recipe
@@ -185,7 +186,7 @@ def _epoch(
     where = device.of(model)
     batch_size = min(recipe.batch_size, count := len(shown))
     steps = count // batch_size
-    generator = torch.Generator().manual_seed(seed := _seed(recipe.seed, epoch))
+    generator = torch.Generator().manual_seed(seed := seed_of(recipe.seed, epoch))
     order = torch.randperm(count, generator=generator)
     drawn = images.Augmentation.draw(
         order, epoch, flip=recipe.flip, translate=recipe.translate, seed=recipe.seed, generator=generator
@@ -223,10 +224,6 @@ def _epoch(
         )
     found = sum(distributed.gathered(int(torch.stack(right).sum())))
     return {"loss": mean, "train_accuracy": found / (steps * batch_size)}, progress
-
-
-def _seed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
 def _learner(model: nn.Module, recipe: Recipe) -> Learner:
