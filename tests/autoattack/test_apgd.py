@@ -257,14 +257,11 @@ def test_targeted_what_survives_comes_back_clean(case):
 
 
 @both
-def test_a_search_in_bfloat16_is_as_strong_and_judged_in_float32(case, attack):
+def test_it_computes_in_float32_where_a_search_may_be_in_bfloat16(case, attack):
     model, x, y = case
     exact = attack(model, x, y, 0.03, 10, 0)
     with attacks.searching(bfloat16=True):
-        found = attack(model, x, y, 0.03, 10, 0)
-    assert not torch.equal(found, exact) and found.dtype == torch.float32
-    left = [int((model(attacked).argmax(1) == y).sum()) for attacked in (exact, found)]
-    assert abs(left[0] - left[1]) <= 2 and 0 < left[1] < len(y)
+        assert torch.equal(attack(model, x, y, 0.03, 10, 0), exact)
 
 
 @settings(max_examples=25, deadline=None)

@@ -43,7 +43,7 @@ def _approach(model: nn.Module, images: Tensor, labels: Tensor, goals: Tensor, e
     x, alive = images, torch.arange(len(images), device=images.device)
     for _ in range(steps):
         clean, y = images[alive], labels[alive]
-        _, leads, slope = look(model, lead, x, alive, search=False)
+        _, leads, slope = look(model, lead, x, alive)
         behind = (slope * (x - clean)).flatten(1).sum(1)  # by how much further the plane is from the image than from x
         step, from_clean = to_plane(x, slope, -leads), to_plane(clean, slope, behind - leads)
         way, way_from_clean = (_largest(each).clamp(min=TINY) for each in (step, from_clean))
