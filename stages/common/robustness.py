@@ -23,7 +23,7 @@ def fgsm_predictions(
         return attacks.fgsm_sweep(model, batch.x, batch.y, epsilons, targeted=target is not None).cpu()
 
     found = images.each_batch(swept, image_set.images, labels, device=device.of(model), description="FGSM")
-    return torch.cat([torch.empty(len(epsilons), 0, dtype=torch.int64), *found], 1)
+    return images.joined(found, torch.int64, len(epsilons))
 
 
 def target_rate(predicted: Tensor, labels: Tensor, target: int) -> Tensor:
@@ -34,24 +34,6 @@ def target_rate(predicted: Tensor, labels: Tensor, target: int) -> Tensor:
 def hits(predicted: Tensor, labels: Tensor, target: int) -> Tensor:
     """Which of the M images of other classes are taken for `target`, of predictions (k, N): bool (k, M)."""
     return predicted[:, labels != target] == target
-
-
-def pgd_correct(
-    model: nn.Module,
-    image_set: ImageSet,
-    eps: float,
-    *,
-    steps: int,
-    seed: int,
-    climbed: attacks.Climbed = attacks.loss_of,
-    norm: type[attacks.Ball] = attacks.Linf,
-    description: str = "PGD",
-) -> Tensor:
-    """Which images PGD at `eps`, a budget in `norm`, leaves correct: bool (N,). See `pgd_predictions`."""
-    predicted = pgd_predictions(
-        model, image_set, eps, steps=steps, seed=seed, climbed=climbed, norm=norm, description=description
-    )
-    return predicted == image_set.labels
 
 
 def pgd_predictions(
@@ -79,7 +61,7 @@ def pgd_predictions(
 
     where = device.of(model)
     found = images.each_batch(answered, image_set.images, image_set.labels, device=where, description=description)
-    return torch.cat([torch.empty(0, dtype=torch.int64), *found])
+    return images.joined(found, torch.int64)
 
 
 def pgd_survivors(model: nn.Module, image_set: ImageSet, epsilons: Sequence[float], *, steps: int, seed: int) -> Tensor:
@@ -95,6 +77,7 @@ def pgd_survivors(model: nn.Module, image_set: ImageSet, epsilons: Sequence[floa
         if eps > 0 and len(attacked):
             chosen = image_set.take(attacked)
             description = f"PGD at {eps:.3g}"
-            alive[attacked] = pgd_correct(model, chosen, eps, steps=steps, seed=seed, description=description)
+            predicted = pgd_predictions(model, chosen, eps, steps=steps, seed=seed, description=description)
+            alive[attacked] = predicted == chosen.labels
         survive[row] = alive
     return survive
