@@ -88,6 +88,17 @@ def test_no_image_that_plain_pgd_breaks_is_counted_as_correct(model, held_out, s
     assert not (correct & ~torch.cat(plain)).any() and 0 < int(correct.sum()) < len(held_out)
 
 
+def test_logits_are_those_of_the_images_and_of_what_plain_pgd_makes_of_them(model, held_out, small_batches):
+    found = robustness.logits(model, held_out, 0.05, steps=6, seed=3)
+    assert list(found) == ["clean", "pgd"] and found["pgd"].shape == (len(held_out), 10)
+    assert torch.equal(found["clean"].argmax(1), evaluation.predictions(model, held_out.images))
+    right = []
+    for batch in images.batches(held_out.images, held_out.labels, device=torch.device("cpu"), description="PGD"):
+        attacked = attacks.pgd(model, batch.x, batch.y, 0.05, steps=6, generator=batch.generator(3))
+        right.append(attacks.withstood(model, attacked, batch.y))
+    assert torch.equal(found["pgd"].argmax(1) == held_out.labels, torch.cat(right))
+
+
 def test_a_search_in_bfloat16_counts_in_float32_and_finds_as_much(model, held_out, small_batches):
     """Clean images are counted to the last one, attacked ones all but for a few."""
     exact = robustness.pgd_survivors(model, held_out, EPSILONS, steps=5, seed=0)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stages.common import attacks, device, evaluation, images
 from stages.common.images import Batch, ImageSet
+from stages.common.models import frozen
 
 
 def fgsm_predictions(
@@ -62,6 +63,23 @@ def pgd_predictions(
     where = device.of(model)
     found = images.each_batch(answered, image_set.images, image_set.labels, device=where, description=description)
     return images.joined(found, torch.int64)
+
+
+def logits(model: nn.Module, image_set: ImageSet, eps: float, *, steps: int, seed: int) -> dict[str, Tensor]:
+    """Logits (N, K) of the images, and of what `attacks.pgd` at `eps` makes of them: clean and pgd.
+
+    Every image is attacked to the end: where `pgd_predictions` stops, at the first error, no model is sure of itself.
+    """
+
+    def answered(batch: Batch) -> Tensor:
+        pgd = attacks.pgd(model, batch.x, batch.y, eps, steps=steps, generator=batch.generator(seed))
+        with frozen(model), torch.no_grad():
+            laid = (x.contiguous(memory_format=torch.channels_last) for x in (batch.x, pgd))
+            return torch.stack([model(x).cpu() for x in laid])
+
+    where = device.of(model)
+    found = images.each_batch(answered, image_set.images, image_set.labels, device=where, description="PGD")
+    return dict(zip(("clean", "pgd"), torch.cat(found, 1), strict=True))
 
 
 def pgd_survivors(model: nn.Module, image_set: ImageSet, epsilons: Sequence[float], *, steps: int, seed: int) -> Tensor:
