@@ -20,7 +20,7 @@ def rows(quick: bool) -> Iterator[tuple[str, str, str, float]]:
         what = f"FGSM sweep of {found['budgets']} budgets, {found['equal']:.1%} equal predictions"
         yield what, f"{found['ours_s']:.2f} s", f"{peer}: {found['peer_s']:.2f} s", found["ratio"]
     found = audit.measure(quick)
-    what = f"an audit's attacks on {found['images']} images, {found['equal']:.1%} equal survivors of the strongest"
+    what = f"an audit's attacks on {found['images']} images, {found['equal']:.1%} equal under the strongest"
     ours, peer = (f"{found[f'{side}_s']:.0f} s, leaves {found[f'{side}_left']:.3f}" for side in ("ours", "peer"))
     yield what, ours, f"torchattacks: {peer}", found["ratio"]
     found = ood.measure(quick)
