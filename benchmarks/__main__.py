@@ -20,14 +20,15 @@ def rows(quick: bool) -> Iterator[tuple[str, str, str, float]]:
         what = f"FGSM sweep of {found['budgets']} budgets, {found['equal']:.1%} equal predictions"
         yield what, f"{found['ours_s']:.2f} s", f"{peer}: {found['peer_s']:.2f} s", found["ratio"]
     found = audit.measure(quick)
-    what = f"FGSM, PGD and Square as the audit runs them, {found['images']} images"
-    ours, peer = (f"{found[f'{side}_s']:.0f} s, PGD leaves {found[f'{side}_pgd']:.3f}" for side in ("ours", "peer"))
+    what = f"an audit's attacks on {found['images']} images, {found['equal']:.1%} equal under the strongest"
+    ours, peer = (f"{found[f'{side}_s']:.0f} s, leaves {found[f'{side}_left']:.3f}" for side in ("ours", "peer"))
     yield what, ours, f"torchattacks: {peer}", found["ratio"]
     found = ood.measure(quick)
     what = f"{len(ood.SAME)} OOD scores, rank correlation {found['lowest_rank_correlation']:.5f} or more"
     yield what, f"{found['ours_s']:.1f} s", f"pytorch-ood: {found['peer_s']:.1f} s", found["ratio"]
     found = training.measure(quick)
-    what = f"training, at {found['share_of_matrix_product']:.2f} of a matrix product's speed in its precision"
+    share, kind = found["share_of_matrix_product"], str(training.precision(quick)).removeprefix("torch.")
+    what = f"training, at {share:.2f} of a {kind} matrix product's speed"
     ours, peer = (
         f"{found[f'{side}_images_s']:.0f} images/s, {found[f'{side}_gb']:.2f} GB" for side in ("ours", "peer")
     )

@@ -1,8 +1,8 @@
-"""The audit's attacks on the robust model: ours against the same ones of torchattacks.
+"""An audit of the robust model by itself, as scripts.examine makes one: ours against the same attacks of torchattacks.
 
-FGSM and PGD at each budget of the sweep, PGD from more starts at eps, and Square, on the same images. A user of the
-library attacks whole batches; the audit leaves alone what is broken already, and looks for its way in bfloat16 where
-the processor has it.
+Clean images, FGSM and PGD at each budget of the sweep, at eps PGD from more starts and then towards each wrong class
+(our margins, its targeted APGD), and Square, on the same images. A user of the library attacks whole batches; the audit
+leaves alone what is broken already, and looks for its way in bfloat16 where the processor has it.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from stages.common.audit.subject import Subject
 from stages.common.errors import run
 
 IMAGES = 200
-Left = Mapping[str, float]  # accuracy under each attack
+Left = Mapping[str, Tensor]  # which images are right under each attack, bool (n,)
 
 
 def new_subject(quick: bool) -> Subject:
@@ -34,7 +34,9 @@ def new_subject(quick: bool) -> Subject:
 
 
 def measure(quick: bool) -> dict[str, float]:
-    """Seconds of both sides, their ratio, and the accuracy that PGD from every start leaves at eps."""
+    """Seconds of both sides, their ratio, the accuracy that each one's strongest attack leaves at eps, and the share of
+    the images on which these two agree.
+    """
     device.keep_freed_memory()
     knobs, subject = params.load(), new_subject(quick)
     left: dict[str, Left] = {}
@@ -47,8 +49,9 @@ def measure(quick: bool) -> dict[str, float]:
         left["peer"] = by_torchattacks(subject)
 
     seconds = common.alternate({"ours": ours, "peer": peer}, 1)
-    found = {f"{side}_pgd": left[side]["restarted"] for side in left}
-    return found | {
+    accuracies = {f"{side}_left": float(of["strongest"].double().mean()) for side, of in left.items()}
+    return accuracies | {
+        "equal": float((left["ours"]["strongest"] == left["peer"]["strongest"]).double().mean()),
         "ours_s": seconds["ours"],
         "peer_s": seconds["peer"],
         "ratio": seconds["peer"] / seconds["ours"],
@@ -81,36 +84,39 @@ def precisions(quick: bool) -> dict[str, float]:
 
 def by_the_audit(subject: Subject) -> Left:
     return {
-        **{f"fgsm {eps}": value for eps, value in subject.fgsm.items()},
-        **{f"pgd {eps}": value for eps, value in subject.pgd.items()},
-        "restarted": float(subject.pgd_restarted.double().mean()),
-        "square": float(subject.square.double().mean()),
+        "clean": subject.correct,
+        **{f"fgsm {eps}": right for eps, right in zip(subject.budgets, subject.fgsm_survivors, strict=True)},
+        **{f"pgd {eps}": right for eps, right in subject.pgd_once.items()},
+        "restarted": subject.pgd_restarted,
+        "strongest": subject.strongest,
+        "square": subject.square,
     }
 
 
 def by_torchattacks(subject: Subject) -> Left:
     """The same attacks, with the parameters of the subject."""
-    from torchattacks import FGSM, PGD, Square
+    from torchattacks import APGDT, FGSM, PGD, Square
 
     x, y = images.to_float(subject.image_set.images), subject.image_set.labels
     model, steps, eps = subject.model, subject.pgd_steps, subject.eps
 
-    def right(attacked: Tensor, labels: Tensor) -> Tensor:
-        return attacks.withstood(model, attacked, labels)
+    def right(attack: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        return attacks.withstood(model, attack(x, y), y)
 
-    def pgd(budget: float) -> Callable[[Tensor, Tensor], Tensor]:
-        found: Callable[[Tensor, Tensor], Tensor] = PGD(model, eps=budget, alpha=2.5 * budget / steps, steps=steps)
-        return found
+    def pgd(budget: float) -> Tensor:
+        return right(PGD(model, eps=budget, alpha=2.5 * budget / steps, steps=steps))
 
-    left = {}
+    left = {"clean": attacks.withstood(model, x, y)}
     for budget in subject.budgets:
-        left[f"fgsm {budget}"] = float(right(FGSM(model, eps=budget)(x, y), y).double().mean())
-        left[f"pgd {budget}"] = float(right(pgd(budget)(x, y), y).double().mean())
-    starts = [right(pgd(eps)(x, y), y) for _ in range(subject.restarts)]
-    left["restarted"] = float(torch.stack(starts).all(0).double().mean())
+        left[f"fgsm {budget}"] = right(FGSM(model, eps=budget))
+        left[f"pgd {budget}"] = pgd(budget)
+    starts = [left[f"pgd {eps}"], *(pgd(eps) for _ in range(subject.restarts - 1))]
+    left["restarted"] = torch.stack(starts).all(0)
+    targeted = right(APGDT(model, eps=eps, steps=steps, n_classes=len(subject.image_set.classes)))
+    left["strongest"] = left["restarted"] & targeted
     some = subject.square_sample
     square = Square(model, eps=eps, n_queries=subject.square_queries)(x[some], y[some])
-    left["square"] = float(right(square, y[some]).double().mean())
+    left["square"] = attacks.withstood(model, square, y[some])
     return left
 
 
@@ -120,7 +126,8 @@ def main() -> None:
     found = measure(quick)
     print(
         f"{found['images']} images: {found['ours_s']:.1f} s against torchattacks' {found['peer_s']:.1f}, "
-        f"{found['ratio']:.2f} times; PGD leaves {found['ours_pgd']:.3f} and {found['peer_pgd']:.3f}"
+        f"{found['ratio']:.2f} times; the strongest attacks leave {found['ours_left']:.3f} and "
+        f"{found['peer_left']:.3f}, the same of {found['equal']:.1%}"
     )
     found = precisions(quick)
     print(

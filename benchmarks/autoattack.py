@@ -17,6 +17,7 @@ import torch
 
 from benchmarks import common
 from stages.common import artifacts, attacks, device, evaluation, images, models, params, robustness
+from stages.common.audit.strongest import by_pgd
 from stages.common.audit.subject import Subject
 from stages.common.errors import UserError, run
 from stages.common.images import ImageSet
@@ -75,11 +76,9 @@ def main() -> None:
 
 def restarted(model: Classifier, image_set: ImageSet, eps: float, steps: int, restarts: int, seed: int) -> float:
     """Accuracy under PGD from several starts, an image counting as broken if one of them breaks it."""
-    alive = evaluation.predictions(model, image_set.images) == image_set.labels
-    for restart in range(restarts):
-        chosen = alive.nonzero().squeeze(1)
-        alive[chosen] = robustness.pgd_correct(model, image_set.take(chosen), eps, steps=steps, seed=seed + restart)
-    return float(alive.double().mean())
+    clean = evaluation.predictions(model, image_set.images)
+    taken = by_pgd(model, image_set, eps, clean, steps=steps, seeds=range(seed, seed + restarts))
+    return float((taken == image_set.labels).double().mean())
 
 
 def audit(model: Classifier, image_set: ImageSet, eps: float, knobs: params.Params) -> Subject:

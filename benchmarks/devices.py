@@ -62,7 +62,7 @@ def pgd_seconds(knobs: params.Params, some: ImageSet, where: torch.device, *, st
     model = training.new_model(knobs, "robust", some).to(where).eval()
     kept = ImageSet(some.images, evaluation.predictions(model, some.images), some.classes)
     start = time.perf_counter()
-    robustness.pgd_correct(model, kept, 0.0, steps=steps, seed=0)
+    robustness.pgd_predictions(model, kept, 0.0, steps=steps, seed=0)
     return time.perf_counter() - start
 
 

@@ -122,8 +122,13 @@ def step_flop(quick: bool) -> float:
     return counter.get_total_flops() / 16
 
 
+def precision(quick: bool) -> torch.dtype:
+    """That of the training step: bfloat16 where the processor multiplies in it, if params.yaml does not say."""
+    return torch.bfloat16 if recipe(quick).bfloat16 else torch.float32
+
+
 def matrix_product_flops(size: int, kind: torch.dtype) -> float:
-    """Floating-point operations a second of a matrix product in the precision of the training step, best of five."""
+    """Floating-point operations a second of a matrix product of `size` squared in this precision, the best of six."""
     a = torch.rand(size, size).to(kind)
     seconds = []
     for _ in range(6):
@@ -134,12 +139,13 @@ def matrix_product_flops(size: int, kind: torch.dtype) -> float:
 
 
 def measure(quick: bool) -> dict[str, float]:
-    """images/s and peak memory (GB) of both sides, median of turns; our share of the matrix product's speed."""
+    """images/s and peak memory (GB) of both sides, median of turns; our share of the speed of a matrix product in the
+    `precision` of our step.
+    """
     sides: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
-    kind = torch.bfloat16 if recipe(quick).bfloat16 else torch.float32
     speeds = []
     for _ in range(1 if quick else REPEATS):
-        speeds.append(matrix_product_flops(256 if quick else 2048, kind))
+        speeds.append(matrix_product_flops(256 if quick else 2048, precision(quick)))
         for side, turns in sides.items():
             command = [sys.executable, "-m", "benchmarks.training", "--side", side, *(["--quick"] if quick else [])]
             ran = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -9,9 +9,6 @@ it counts as surviving the smaller one, whose images are all within its reach. A
 again, after its last whole part.
 """
 
-from collections.abc import Iterable
-
-import torch
 from torch import Tensor
 
 from stages.common import (
@@ -25,14 +22,11 @@ from stages.common import (
     params,
     rows,
     stage,
-    work,
     workspace,
 )
-from stages.common.images import ImageSet
-from stages.common.models import Classifier
+from stages.common.autoattack import Budget, Left
 from stages.common.work import WorkFile
 
-Budget = tuple[type[attacks.Ball], float]  # a norm, and how much by it
 TITLES = {attacks.Linf: "autoattack", attacks.L2: "apgd_l2"}  # in the rows
 
 
@@ -41,11 +35,11 @@ def main() -> None:
     test = images.read("test")
     chosen = images.sample(test.labels, knobs.autoattack.images)
     attacked = test.take(chosen)
-    both = evaluation.load_both(test, where := device.choose(knobs.device))
-    budgets: dict[str, Budget] = {
-        "eps": (attacks.Linf, knobs.eps),
-        "at_8_255": (attacks.Linf, attacks.EIGHT),
-        "l2": (attacks.L2, knobs.eps_l2),
+    both = evaluation.load_both(test, device.choose(knobs.device))
+    budgets = {
+        "eps": Budget(attacks.Linf, knobs.eps),
+        "at_8_255": Budget(attacks.Linf, attacks.EIGHT),
+        "l2": Budget(attacks.L2, knobs.eps_l2),
     }
 
     metrics: dict[str, dict[str, dict[str, float]]] = {name: {} for name in both}
@@ -53,17 +47,28 @@ def main() -> None:
     survived: dict[str, Tensor] = {}  # bool (N,), by column
     files: list[WorkFile] = []
     for name, model in both.items():
-        with attacks.searching(bfloat16=device.bfloat16(knobs.precision, where)):
-            found = left_at_each(name, model, attacked, budgets.values(), knobs, files)
-        for budget, (norm, eps) in budgets.items():
-            left = found[norm, eps]
-            shares = {part: float(alive.double().mean()) for part, alive in left.items()}
-            last = list(left.values())[-1]
+        found: dict[Budget, dict[str, Tensor]] = {}  # bool (N,) [budget][part]
+        for left in autoattack.run_each(
+            model,
+            attacked,
+            budgets.values(),
+            queries=knobs.autoattack.queries,
+            seed=knobs.seed,
+            resume_in=workspace.resume_folder(),
+            name=name,
+        ):
+            found[left.budget] = left.by_part
+            files.append(left.file)
+            print(f"{name}: {said(left, knobs.confidence)}", flush=True)
+        for title, budget in budgets.items():
+            by_part = found[budget]
+            shares = {part: float(alive.double().mean()) for part, alive in by_part.items()}
+            last = list(by_part.values())[-1]
             of_all = accuracy.figures({"all": last}, knobs.confidence)
-            metrics[name][budget] = {**shares, **of_all}
-            survived[rows.column(name, TITLES[norm], eps)] = last
+            metrics[name][title] = {**shares, **of_all}
+            survived[rows.column(name, TITLES[budget.norm], budget.eps)] = last
             table += [
-                {"model": name, "budget": budget, "eps": eps, "part": part, "accuracy": share}
+                {"model": name, "budget": title, "eps": budget.eps, "part": part, "accuracy": share}
                 for part, share in shares.items()
             ]
 
@@ -74,53 +79,12 @@ def main() -> None:
         file.delete()
 
 
-def left_at_each(
-    name: str,
-    model: Classifier,
-    attacked: ImageSet,
-    budgets: Iterable[Budget],
-    knobs: params.Params,
-    files: list[WorkFile],
-) -> dict[Budget, dict[str, Tensor]]:
-    """Which images are right clean and after each part at each budget: bool (N,) [budget][part]. `files` is told of the
-    work files, which are of use until all is written.
-
-    What survives all parts at a budget is spared at the smaller ones by the same norm, which its own holds. So what is
-    broken at a budget is broken at every larger one, as in the sweep's worst case, and what takes most of the time, an
-    image that withstands everything, is attacked once.
-    """
-    clean = evaluation.predictions(model, attacked.images) == attacked.labels
-    found: dict[Budget, dict[str, Tensor]] = {}
-    spared: dict[type[attacks.Ball], Tensor] = {}
-    for norm, eps in sorted(dict.fromkeys(budgets), key=lambda budget: -budget[1]):
-        safe = spared.get(norm, torch.zeros_like(clean))
-        told = (eps, norm.__name__, knobs.autoattack.queries, knobs.precision, knobs.seed, safe.tolist())
-        run = work.fingerprint(told, [attacked], model.state_dict().values())
-        files.append(WorkFile(workspace.resume_folder(), f"autoattack-{name}-{norm.__name__}-{eps:.4g}", run))
-        others = (~safe).nonzero().squeeze(1)
-        left = {"clean": clean}
-        for part, alive in survivors(model, attacked.take(others), eps, norm, knobs, files[-1]).items():
-            left[part] = safe.clone()
-            left[part][others] = alive
-        found[norm, eps], spared[norm] = left, left[part]
-        said = ", ".join(f"{part} {float(alive.double().mean()):.4f}" for part, alive in left.items())
-        low, high = accuracy.interval(left[part], knobs.confidence)
-        print(f"{name}: {norm.__name__} {eps:.4g}: {said} [{low:.3f}, {high:.3f}]", flush=True)
-    return found
-
-
-def survivors(
-    model: Classifier, attacked: ImageSet, eps: float, norm: type[attacks.Ball], knobs: params.Params, file: WorkFile
-) -> dict[str, Tensor]:
-    """Which images are right after each part: bool (N,). `file` holds what an interrupted run has reached, and is
-    written after each part.
-    """
-    done: dict[str, Tensor] = (file.read() or {}).get("done", {})
-    queries, seed = knobs.autoattack.queries, knobs.seed
-    for part, alive in autoattack.run(model, attacked, eps, norm=norm, queries=queries, seed=seed, done=done):
-        done[part] = alive
-        file.write({"done": done})
-    return done
+def said(left: Left, confidence: float) -> str:
+    """A budget and the accuracy after each part, the last one's with its interval."""
+    (norm, eps), by_part, _ = left
+    shares = ", ".join(f"{part} {float(alive.double().mean()):.4f}" for part, alive in by_part.items())
+    low, high = accuracy.interval(list(by_part.values())[-1], confidence)
+    return f"{norm.__name__} {eps:.4g}: {shares} [{low:.3f}, {high:.3f}]"
 
 
 if __name__ == "__main__":

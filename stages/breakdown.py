@@ -10,7 +10,8 @@ All of it is of the same `images` test images, 10000 of them being the whole set
 the audit's own, its restarts included. How long both models will take is said first.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 
 import pandas as pd
 import torch
@@ -22,23 +23,20 @@ from stages.common import (
     attacks,
     calibration,
     device,
-    distributed,
     evaluation,
     images,
     pace,
     params,
+    robustness,
     rows,
     stage,
 )
 from stages.common.artifacts import MODELS
 from stages.common.audit.margins import MARGIN_CLASSES
 from stages.common.audit.strongest import strongest_attack
-from stages.common.images import Batch, ImageSet
-from stages.common.models import Classifier, frozen
+from stages.common.images import ImageSet
+from stages.common.models import Classifier
 from stages.common.params import Params
-
-SURE = ("clean", "pgd")  # where a confidence is the model's own: the strongest attack stops at the first error
-TRIED = 50  # images that all attacks are tried on, so as to say how long the others will take
 
 
 def main() -> None:
@@ -66,14 +64,12 @@ def main() -> None:
             figures[attack] = accuracy.figures({"accuracy": correct}, knobs.confidence)
             figures[attack]["worst_class"] = worst["accuracy"]
             classes += [{**of, **row} for row in by_class]
-            confusion += [{**of, **row} for row in shares(shown, taken[name][attack])]
+            confusion += [{**of, **row} for row in accuracy.confusion(shown.labels, taken[name][attack], shown.classes)]
             print(f"{name}, {attack}: {figures[attack]['accuracy']:.3f}; {worst['class']} {worst['accuracy']:.3f}")
-        for attack in SURE:
-            probabilities = calibration.probabilities_of(logits[name][attack])
-            figures[attack]["ece"] = calibration.ece(probabilities, shown.labels)
-            reliability += [
-                {"model": name, "attack": attack, **row} for row in calibration.reliability(probabilities, shown.labels)
-            ]
+            if attack in logits[name]:  # the strongest one stops at the first error, where no model is sure of itself
+                probabilities = calibration.probabilities_of(logits[name][attack])
+                figures[attack]["ece"] = calibration.ece(probabilities, shown.labels)
+                reliability += [{**of, **row} for row in calibration.reliability(probabilities, shown.labels)]
         metrics[name] = figures
     metrics["robust_minus_standard"] = {
         attack: accuracy.mcnemar(correct, right["standard"][attack], knobs.confidence)
@@ -87,13 +83,8 @@ def main() -> None:
 
 
 def announced(both: Mapping[str, Classifier], shown: ImageSet, knobs: Params) -> str:
-    """How many images, which attacks, and about how long: passes are counted on a few images, and timed on a batch."""
-    few, seconds = shown.take(images.sample(shown.labels, TRIED)), 0.0
-    for model in both.values():
-        with pace.Passes(model).counted() as passes:
-            attacked(model, few, knobs)
-        share = len(shown) / len(few)
-        seconds += pace.timed(model, shown).seconds(share * passes.gradient, share * passes.plain) / distributed.count()
+    """How many images, which attacks, and about how long all of it will take."""
+    seconds = sum(pace.foreseen(model, shown, partial(attacked, model, knobs=knobs)) for model in both.values())
     classes = min(MARGIN_CLASSES, len(shown.classes) - 1)
     return (
         f"{len(shown):,} test images, {len(both)} models: PGD of {knobs.breakdown.pgd_steps} steps; the strongest "
@@ -106,38 +97,12 @@ def attacked(model: Classifier, shown: ImageSet, knobs: Params) -> tuple[dict[st
     """The model's logits (N, K) on the images clean and under PGD, and what it takes them for, int64 (N,), clean, under
     PGD and under the strongest attack, which goes on from that PGD; on the CPU.
     """
-    logits = answers(model, shown, knobs.eps, knobs.breakdown.pgd_steps, knobs.seed)
+    logits = robustness.logits(model, shown, knobs.eps, steps=knobs.breakdown.pgd_steps, seed=knobs.seed)
     taken = {attack: found.argmax(1) for attack, found in logits.items()}
     first = torch.where(taken["clean"] == shown.labels, taken["pgd"], taken["clean"])  # what is wrong is not attacked
     steps, restarts = knobs.audit.pgd_steps, knobs.audit.restarts
     found = strongest_attack(model, shown, knobs.eps, first, steps=steps, restarts=restarts, seed=knobs.seed)
     return logits, {**taken, "strongest": found.strongest}
-
-
-def answers(model: Classifier, shown: ImageSet, eps: float, steps: int, seed: int) -> dict[str, Tensor]:
-    """The model's logits (N, K) on the images clean and under PGD; on the CPU."""
-
-    def answered(batch: Batch) -> dict[str, Tensor]:
-        _, _, x, y = batch
-        generator = batch.generator(seed)
-        pgd = attacks.pgd(model, x, y, eps, steps=steps, generator=generator)
-        with frozen(model), torch.no_grad():
-            moved = {"clean": x, "pgd": pgd}
-            laid = {attack: each.contiguous(memory_format=torch.channels_last) for attack, each in moved.items()}
-            return {attack: model(each).cpu() for attack, each in laid.items()}
-
-    where = device.of(model)
-    found = images.each_batch(answered, shown.images, shown.labels, device=where, description="attacked")
-    return {attack: torch.cat([each[attack] for each in found]) for attack in found[0]}
-
-
-def shares(shown: ImageSet, taken: Tensor) -> Iterator[dict[str, object]]:
-    """The confusion matrix, a row a cell: the share of each class's images that is taken for each class."""
-    count = len(shown.classes)
-    cells = (shown.labels * count + taken).bincount(minlength=count**2).view(count, count).double()
-    for name, row in zip(shown.classes, cells / cells.sum(1, keepdim=True).clamp(min=1), strict=True):
-        for other, share in zip(shown.classes, row.tolist(), strict=True):
-            yield {"class": name, "taken_for": other, "share": share}
 
 
 def each_image(chosen: Tensor, shown: ImageSet, taken: Mapping[str, Mapping[str, Tensor]], eps: float) -> pd.DataFrame:

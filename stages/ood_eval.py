@@ -12,8 +12,6 @@ Scores are fitted on the training images; the validation images set the threshol
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
-import torch
 from torch import Tensor
 
 from stages.common import artifacts, calibration, detection, device, evaluation, figures, images, params, rows, stage
@@ -26,14 +24,13 @@ from stages.common.models import Classifier
 HEADLINE = "max_logit"  # the study's score: one picture compares the two models by it
 BASELINE = "max_softmax"  # every score is tested against this one (Hendrycks 2017)
 MAIN = "ood"  # the set that metrics/ood.json and the curves are about
-WIDE = 0.2  # an AUROC interval beyond which no two scores can be told apart
 
 
 def main() -> None:
     knobs = params.load_prepared()
     train, val, test, ood, extra = (images.read(name) for name in ("train", "val", "test", MAIN, "extra"))
     unknown = {MAIN: ood, **images.by_prefix(extra)}
-    sets = {"val": val, "id": test, **unknown}
+    judged = {"id": test, **unknown}
     both = evaluation.load_both(train, device.choose(knobs.device))
     level = knobs.confidence
 
@@ -42,7 +39,7 @@ def main() -> None:
     sure: dict[str, dict[str, Tensor]] = {}  # their probabilities [model][set]
     names = detectors.of_both(both, Options.from_params(knobs), train)
     for name, model in both.items():
-        found[name], taken_for[name], sure[name] = examine(name, model, train, sets, names, knobs)
+        found[name], taken_for[name], sure[name] = examine(name, model, train, {"val": val, **judged}, names, knobs)
 
     main_pairs = {m: {s: (parts["id"], parts[MAIN]) for s, parts in found[m].items()} for m in MODELS}
     results = {
@@ -61,14 +58,15 @@ def main() -> None:
     artifacts.write_table(artifacts.PLOTS / "ood_scores.csv", table)
     by_class = tables.by_class(found, taken_for, unknown, test.classes)
     artifacts.write_table(artifacts.PLOTS / "ood_classes.csv", list(by_class))
-    told = [each_image(key, part, test.classes, found, taken_for, sure) for key, part in sets.items() if key != "val"]
-    rows.write(rows.FOLDER / "ood_eval.csv", pd.concat(told))
+    by_image = tables.by_image(found, taken_for, sure, judged, test.classes)
+    rows.write(rows.FOLDER / "ood_eval.csv", by_image)
     draw(main_pairs, results)
     fooled = figures.fooled_grid(
         {model: (found[model][HEADLINE][MAIN], taken_for[model][MAIN]) for model in MODELS}, ood, test.classes
     )
     artifacts.write_figure(artifacts.IMAGES / "ood_fooled.png", fooled)
-    report(results, paired, table, sizes)
+    for line in tables.lines(table, paired, headline=HEADLINE):
+        print(line)
 
 
 def examine(
@@ -95,25 +93,6 @@ def examine(
     return confidences, taken_for, sure
 
 
-def each_image(
-    key: str,
-    image_set: ImageSet,
-    classes: Sequence[str],
-    found: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
-    taken_for: Mapping[str, Mapping[str, Tensor]],
-    sure: Mapping[str, Mapping[str, Tensor]],
-) -> pd.DataFrame:
-    """A row an image of the set `key`: its class, and by each model which of `classes` it is taken for, how surely, and
-    every detector's confidence.
-    """
-    columns: dict[str, Tensor | Sequence[object]] = {"class": [image_set.classes[i] for i in image_set.labels.tolist()]}
-    for name in MODELS:
-        columns[f"{name}_taken_for"] = [classes[i] for i in taken_for[name][key].tolist()]
-        columns[f"{name}_confidence"] = sure[name][key]
-        columns |= {f"{name}_{score}": torch.from_numpy(values[key]) for score, values in found[name].items()}
-    return rows.part("test" if key == "id" else key, torch.arange(len(image_set)), columns)
-
-
 def draw(pairs: tables.Pairs, results: tables.Results) -> None:
     """Curves and histograms: every score on each model, and the headline score on both."""
     for kind in tables.CURVES:
@@ -126,25 +105,6 @@ def draw(pairs: tables.Pairs, results: tables.Results) -> None:
         artifacts.write_table(artifacts.PLOTS / f"ood_histogram_{model}.csv", table[table.model == model])
     aurocs = {model: {score: row["auroc"] for score, row in rows.items()} for model, rows in results.items()}
     artifacts.write_figure(artifacts.IMAGES / "ood_histograms.png", figures.score_histograms(pairs, aurocs))
-
-
-def report(
-    results: tables.Results, paired: Mapping[str, Mapping[str, float]], table: pd.DataFrame, sizes: Mapping[str, int]
-) -> None:
-    """The figures on the terminal: the main set's with their intervals, the others' AUROC."""
-    others = [key for key in table.set.unique() if key != MAIN]
-    print(f"{sizes['id']} ID and {sizes['ood']} OOD images: AUROC [interval], FPR95; AUROC against {', '.join(others)}")
-    wide = table.pivot(index=["model", "score"], columns="set", values="auroc")
-    for model in MODELS:
-        for score, row in results[model].items():
-            more = "".join(f"  {wide.loc[(model, score), key]:.3f}" for key in others)
-            interval = f"{row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]"
-            print(f"{model:9} {score:22}{interval}  {row['fpr95']:.3f}{more}")
-    test = paired[HEADLINE]
-    print(f"{HEADLINE}: robust less standard {test['difference']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}]")
-    widest = max(row["auroc_high"] - row["auroc_low"] for rows in results.values() for row in rows.values())
-    if widest > WIDE:
-        print(f"warning: so few images leave intervals up to {widest:.2f} wide: the scores cannot be told apart")
 
 
 if __name__ == "__main__":

@@ -119,13 +119,13 @@ class Scripted(Adversary):
         def survivors(model, image_set, epsilons, *, steps, seed):
             return first(pgd, image_set).expand(len(epsilons), -1)
 
-        def correct(model, image_set, eps, *, steps, seed, climbed):
-            return torch.ones(len(image_set), dtype=torch.bool)  # the margin breaks no more
+        def unbroken(model, image_set, eps, *, steps, seed, climbed):
+            return image_set.labels  # the margin breaks no more
 
         with (
             mock.patch.object(robustness, "fgsm_predictions", predictions),
             mock.patch.object(robustness, "pgd_survivors", survivors),
-            mock.patch.object(robustness, "pgd_correct", correct),
+            mock.patch.object(robustness, "pgd_predictions", unbroken),
         ):
             return super().after_epoch(row | {"val_accuracy": clean}, progress)
 

@@ -298,6 +298,27 @@ def test_the_worst_class_is_named_and_the_first_of_two():
     assert [row["class"] for row in rows] == ["cat", "dog", "fish"] and accuracy.worst(rows) is rows[1]
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
+def test_a_cell_of_the_confusion_is_the_share_of_a_class_that_is_taken_for_another(images):
+    labels, taken = (torch.tensor(column) for column in zip(*images, strict=True))
+    cells = pd.DataFrame(accuracy.confusion(labels, taken, PETS)).pivot(index="class", columns="taken_for")["share"]
+    for i, name in enumerate(PETS):
+        of_class = taken[labels == i]
+        expected = [float((of_class == j).double().mean()) if len(of_class) else 0 for j in range(len(PETS))]
+        assert cells.loc[name, PETS].tolist() == pytest.approx(expected)
+
+
+def test_cells_come_class_by_class():
+    rows = list(accuracy.confusion([0, 0], [0, 1], PETS[:2]))
+    assert [list(row.values()) for row in rows] == [
+        ["cat", "cat", 0.5],
+        ["cat", "dog", 0.5],
+        ["dog", "cat", 0],
+        ["dog", "dog", 0],
+    ]
+
+
 # What is refused
 
 
@@ -350,3 +371,5 @@ def test_a_paired_test_needs_the_same_images():
 def test_labels_that_name_no_class_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         accuracy.by_class(labels, [True, False], PETS, 0.95)
+    with pytest.raises(ValueError, match=message.replace("labels", "taken")):
+        list(accuracy.confusion([0, 1], labels, PETS))

@@ -279,7 +279,8 @@ def test_every_method_trains_a_model_that_withstands_more_than_a_plain_one(digit
     plain, _ = fit(digits, tmp_path)
     model, result = fit(digits, tmp_path, RECIPE, against(settings))
     held_out = parts(digits)[1]
-    left = [int(robustness.pgd_correct(net, held_out, 0.1, steps=5, seed=0).sum()) for net in (plain, model)]
+    taken = [robustness.pgd_predictions(net, held_out, 0.1, steps=5, seed=0) for net in (plain, model)]
+    left = [int((found == held_out.labels).sum()) for found in taken]
     assert result.rows[-1]["val_accuracy"] > 0.7 and left[1] > left[0]
 
 
@@ -433,12 +434,12 @@ def test_epochs_are_ranked_by_what_pgd_on_the_margin_leaves_too(digits, monkeypa
     def survivors(model, image_set, epsilons, *, steps, seed):
         return (torch.arange(len(image_set)) < 20).expand(len(epsilons), -1)
 
-    def correct(model, image_set, eps, *, steps, seed, climbed):
+    def predictions(model, image_set, eps, *, steps, seed, climbed):
         given.append((len(image_set), eps, climbed))
-        return torch.arange(len(image_set)) < 15
+        return torch.where(torch.arange(len(image_set)) < 15, image_set.labels, image_set.labels + 1)
 
     monkeypatch.setattr(robustness, "pgd_survivors", survivors)
-    monkeypatch.setattr(robustness, "pgd_correct", correct)
+    monkeypatch.setattr(robustness, "pgd_predictions", predictions)
     opponent = Adversary(new_model(digits), parts(digits)[1], SETTINGS)
     figures = opponent.after_epoch({"val_accuracy": 0.9}, progress(done=0.1)).figures
     assert given == [(20, 0.1, attacks.margin_of)]

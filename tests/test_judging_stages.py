@@ -10,6 +10,7 @@ import torch
 
 from stages import autoattack, breakdown
 from stages.common import accuracy, artifacts, attacks, evaluation, images, params, rows
+from stages.common.autoattack import ensemble
 from tests.small import RECIPE, against, fit
 
 EPS = 0.05
@@ -116,7 +117,7 @@ def test_each_part_of_autoattack_leaves_no_more_than_the_one_before(here):
 def test_an_interrupted_autoattack_goes_on_after_its_last_part(here, monkeypatch):
     autoattack.main()
     whole = metrics("autoattack")
-    run, made = autoattack.autoattack.run, []
+    run, made = ensemble.run, []
 
     def cut_off(*given, **more):
         for part, alive in run(*given, **more):
@@ -125,7 +126,7 @@ def test_an_interrupted_autoattack_goes_on_after_its_last_part(here, monkeypatch
                 raise KeyboardInterrupt
             yield part, alive
 
-    monkeypatch.setattr(autoattack.autoattack, "run", cut_off)
+    monkeypatch.setattr(ensemble, "run", cut_off)
     with pytest.raises(KeyboardInterrupt):
         autoattack.main()
     (file,) = here.glob("data/resume/autoattack-*.pt")
@@ -136,7 +137,7 @@ def test_an_interrupted_autoattack_goes_on_after_its_last_part(here, monkeypatch
         resumed.append(list(done))
         return run(*given, done=done, **more)
 
-    monkeypatch.setattr(autoattack.autoattack, "run", watched)
+    monkeypatch.setattr(ensemble, "run", watched)
     autoattack.main()
     assert resumed[0] == ["apgd_ce"] and metrics("autoattack") == whole
 
@@ -149,11 +150,11 @@ def test_the_larger_of_two_budgets_by_a_norm_is_attacked_first_and_spares_its_su
     """Half of what is attacked survives: at 8/255 only the half that eps broke is attacked."""
     asked = []
 
-    def half(model, attacked, eps, norm, knobs, file):
+    def half(model, attacked, eps, *, norm, queries, seed, done):
         asked.append((norm, eps, len(attacked)))
-        return {"apgd_ce": torch.arange(len(attacked)) % 2 == 0}
+        yield "apgd_ce", torch.arange(len(attacked)) % 2 == 0
 
-    monkeypatch.setattr(autoattack, "survivors", half)
+    monkeypatch.setattr(ensemble, "run", half)
     autoattack.main()
     assert asked == 2 * [(attacks.L2, 0.5, 20), (attacks.Linf, EPS, 20), (attacks.Linf, 8 / 255, 10)]
     found, table = metrics("autoattack")["robust"], rows.read(rows.FOLDER / "autoattack.csv")

@@ -289,7 +289,7 @@ def test_accuracy_under_pgd_in_l2_falls_with_the_budget_and_is_not_that_in_l_inf
     x = images.to_float(few.images)
 
     def correct(eps, norm=L2):
-        return robustness.pgd_correct(nearest_mean, few, eps, steps=5, seed=0, norm=norm)
+        return robustness.pgd_predictions(nearest_mean, few, eps, steps=5, seed=0, norm=norm) == few.labels
 
     found = attacks.pgd_until_broken(nearest_mean, x, few.labels, 0.5, steps=5, generator=seeded(), norm=L2)
     assert torch.equal(correct(0.5), attacks.withstood(nearest_mean, found, few.labels))

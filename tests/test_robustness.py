@@ -34,7 +34,7 @@ def test_without_an_attack_the_predictions_are_the_clean_ones(model, held_out, s
     right = int((clean == held_out.labels).sum())
     assert 0.8 * len(held_out) < right < len(held_out)
     assert torch.equal(robustness.fgsm_predictions(model, held_out, [0.0])[0], clean)
-    assert int(robustness.pgd_correct(model, held_out, 0.0, steps=1, seed=0).sum()) == right
+    assert torch.equal(robustness.pgd_predictions(model, held_out, 0.0, steps=1, seed=0), clean)
 
 
 @pytest.mark.parametrize("target", [None, TARGET, 0])  # 0 is a target too, though it is false
@@ -71,7 +71,8 @@ def test_survivors_are_those_that_pgd_at_each_budget_left_correct(model, held_ou
     alive = robustness.pgd_survivors(model, held_out, EPSILONS, steps=3, seed=5)
     for row in range(1, len(EPSILONS)):
         attacked = alive[row - 1].nonzero().squeeze(1)
-        correct = robustness.pgd_correct(model, held_out.take(attacked), EPSILONS[row], steps=3, seed=5)
+        left = held_out.take(attacked)
+        correct = robustness.pgd_predictions(model, left, EPSILONS[row], steps=3, seed=5) == left.labels
         assert torch.equal(alive[row][attacked], correct)
         assert int(alive[row].sum()) == int(correct.sum())
 
@@ -83,8 +84,19 @@ def test_no_image_that_plain_pgd_breaks_is_counted_as_correct(model, held_out, s
     for batch in images.batches(held_out.images, held_out.labels, device=torch.device("cpu"), description="PGD"):
         attacked = attacks.pgd(model, batch.x, batch.y, eps, steps=6, generator=batch.generator(3))
         plain.append(attacks.withstood(model, attacked, batch.y))
-    correct = robustness.pgd_correct(model, held_out, eps, steps=6, seed=3)
+    correct = robustness.pgd_predictions(model, held_out, eps, steps=6, seed=3) == held_out.labels
     assert not (correct & ~torch.cat(plain)).any() and 0 < int(correct.sum()) < len(held_out)
+
+
+def test_logits_are_those_of_the_images_and_of_what_plain_pgd_makes_of_them(model, held_out, small_batches):
+    found = robustness.logits(model, held_out, 0.05, steps=6, seed=3)
+    assert list(found) == ["clean", "pgd"] and found["pgd"].shape == (len(held_out), 10)
+    assert torch.equal(found["clean"].argmax(1), evaluation.predictions(model, held_out.images))
+    right = []
+    for batch in images.batches(held_out.images, held_out.labels, device=torch.device("cpu"), description="PGD"):
+        attacked = attacks.pgd(model, batch.x, batch.y, 0.05, steps=6, generator=batch.generator(3))
+        right.append(attacks.withstood(model, attacked, batch.y))
+    assert torch.equal(found["pgd"].argmax(1) == held_out.labels, torch.cat(right))
 
 
 def test_a_search_in_bfloat16_counts_in_float32_and_finds_as_much(model, held_out, small_batches):
@@ -105,15 +117,15 @@ def test_pgd_repeats_with_its_seed_and_starts_elsewhere_with_another(model, held
 
     def run(seed):
         attacked.clear()
-        correct = robustness.pgd_correct(model, held_out, 0.1, steps=1, seed=seed)
-        return correct, torch.cat(attacked)
+        predicted = robustness.pgd_predictions(model, held_out, 0.1, steps=1, seed=seed)
+        return predicted, torch.cat(attacked)
 
-    (correct, one), (again, other), (_, third) = run(0), run(0), run(1)
-    assert torch.equal(correct, again) and torch.equal(one, other)
+    (predicted, one), (again, other), (_, third) = run(0), run(0), run(1)
+    assert torch.equal(predicted, again) and torch.equal(one, other)
     assert not torch.equal(one, third)
     twins = held_out.take(torch.zeros(64, dtype=torch.int64))  # one image 64 times, in two batches
     attacked.clear()
-    robustness.pgd_correct(model, twins, 0.1, steps=1, seed=0)
+    robustness.pgd_predictions(model, twins, 0.1, steps=1, seed=0)
     assert not torch.equal(attacked[0], attacked[1])  # the second batch does not reuse the first one's noise
 
 

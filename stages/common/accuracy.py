@@ -4,7 +4,7 @@
 interval, and `alpha`, the risk of a bound, lie in (0, 1). Anything else raises ValueError.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,20 @@ from scipy import stats
 
 from stages.common.wilson import check_share, figures, interval, interval_of_count, mask_of
 
-__all__ = ["by_class", "clopper_pearson_lower", "figures", "interval", "interval_of_count", "mcnemar", "worst"]
+__all__ = [
+    "by_class",
+    "clopper_pearson_lower",
+    "confusion",
+    "figures",
+    "interval",
+    "interval_of_count",
+    "mcnemar",
+    "worst",
+]
 
 HALVINGS = 60  # of an interval of at most 2, in search of a bound: to what float64 can tell apart
 
-Row = dict[str, Any]  # class, images, accuracy, low and high
+Row = dict[str, Any]  # of a table: each function says of which columns
 
 
 def clopper_pearson_lower(count: ArrayLike, n: int, alpha: float) -> np.ndarray:
@@ -85,11 +94,8 @@ def by_class(labels: ArrayLike, correct: ArrayLike, classes: Sequence[str], conf
 
     Each interval is of its class alone: of ten classes at 95 %, some interval misses in two samples of five.
     """
-    truth, right = np.asarray(labels), mask_of(correct)
-    if truth.shape != right.shape or truth.dtype.kind not in "iu":
-        raise ValueError(f"labels must be ints {right.shape}, got {truth.dtype} {truth.shape}")
-    if truth.min() < 0 or truth.max() >= len(classes):
-        raise ValueError(f"labels must lie in [0, {len(classes)}), got [{truth.min()}, {truth.max()}]")
+    right = mask_of(correct)
+    truth = _indices(labels, "labels", right.shape, classes)
     sizes, counts = (np.bincount(part, minlength=len(classes)).tolist() for part in (truth, truth[right]))
     rows = []
     for name, size, count in zip(classes, sizes, counts, strict=True):
@@ -97,6 +103,29 @@ def by_class(labels: ArrayLike, correct: ArrayLike, classes: Sequence[str], conf
             low, high = interval_of_count(count, size, confidence)
             rows.append({"class": name, "images": size, "accuracy": count / size, "low": low, "high": high})
     return rows
+
+
+def confusion(labels: ArrayLike, taken: ArrayLike, classes: Sequence[str]) -> Iterator[Row]:
+    """The confusion matrix, a row a cell: class, taken_for, and share, in [0, 1], of the first one's images those that
+    are taken for the second; 0 where it has none. `labels` and `taken` are ints (N,), N >= 1, that index `classes`.
+    """
+    count, shape = len(classes), np.asarray(labels).shape[:1]
+    truth, found = (_indices(of, name, shape, classes) for name, of in (("labels", labels), ("taken", taken)))
+    cells = np.bincount(truth * count + found, minlength=count**2).reshape(count, count)
+    shares = cells / cells.sum(1, keepdims=True).clip(min=1)
+    for name, row in zip(classes, shares.tolist(), strict=True):
+        for other, share in zip(classes, row, strict=True):
+            yield {"class": name, "taken_for": other, "share": share}
+
+
+def _indices(values: ArrayLike, name: str, shape: tuple[int, ...], classes: Sequence[str]) -> np.ndarray:
+    """`values` as ints of this shape that index `classes`, or a ValueError that says what they are."""
+    found = np.asarray(values)
+    if found.shape != shape or found.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be ints {shape}, got {found.dtype} {found.shape}")
+    if found.min() < 0 or found.max() >= len(classes):
+        raise ValueError(f"{name} must lie in [0, {len(classes)}), got [{found.min()}, {found.max()}]")
+    return found
 
 
 def worst(rows: Sequence[Row]) -> Row:

@@ -263,7 +263,7 @@ class Adversary:
         right = robustness.fgsm_predictions(self.model, held_out, budgets) == held_out.labels
         alive = robustness.pgd_survivors(self.model, held_out, budgets, steps=settings.pgd_steps, seed=settings.seed)
         left = held_out.take(alive[budgets.index(settings.goal)].nonzero().squeeze(1))
-        correct = robustness.pgd_correct(
+        predicted = robustness.pgd_predictions(
             self.model, left, settings.goal, steps=settings.pgd_steps, seed=settings.seed, climbed=attacks.margin_of
         )
         fgsm, pgd = (dict(zip(budgets, rows.double().mean(1).tolist(), strict=True)) for rows in (right, alive))
@@ -271,7 +271,7 @@ class Adversary:
             "eps": budget,
             "val_fgsm": fgsm[settings.eps],
             "val_pgd": pgd[settings.eps],
-            "val_margin": int(correct.sum()) / len(held_out),
+            "val_margin": int((predicted == left.labels).sum()) / len(held_out),
             "gap": fgsm[budget] - pgd[budget],
         }
 

@@ -142,6 +142,13 @@ def check(images: Tensor, labels: Tensor, eps: float, norm: type[Ball] = Linf) -
         raise ValueError(f"eps must lie in [0, {norm.diameter(images):.3g}], got {eps}")
 
 
+def at_least_1(**numbers: int) -> None:
+    """Raise a ValueError that names the first of the `numbers` below 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+
+
 @contextmanager
 def searching(*, bfloat16: bool) -> Iterator[None]:
     """Within it, iterated attacks may look for their way in bfloat16, which has float32's exponents: no gradient is
@@ -258,8 +265,7 @@ def pgd(
     images' device), or torch's own. Raises ValueError as `fgsm` does, and for steps < 1.
     """
     check(images, labels, eps, norm)
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    at_least_1(steps=steps)
 
     def uphill(attacked: Tensor) -> Tensor:
         slope = input_gradient(model, attacked, labels, search=True)

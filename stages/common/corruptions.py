@@ -153,4 +153,4 @@ def _correct(model: nn.Module, image_set: ImageSet, kind: str, severity: int, se
     with models.frozen(model), torch.no_grad():
         described = f"{kind} {severity}"
         found = images.each_batch(right, image_set.images, image_set.labels, device=CPU, description=described)
-    return torch.cat([torch.empty(0, dtype=torch.bool), *found])
+    return images.joined(found, torch.bool)

@@ -45,7 +45,7 @@ def predictions(model: nn.Module, pixels: Tensor, *, description: str = "predict
         found = images.each_batch(
             lambda batch: model(batch.x).argmax(1).cpu(), pixels, device=device.of(model), description=description
         )
-    return torch.cat([torch.empty(0, dtype=torch.int64), *found])
+    return images.joined(found, torch.int64)
 
 
 def accuracy(model: nn.Module, image_set: ImageSet) -> float:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.common import attacks, device, images
+from stages.common import attacks, device, distributed, images
 from stages.common.images import ImageSet
 from stages.common.models import Classifier, frozen
 
 SLACK = 1.1  # what is neither a forward nor a backward pass
+TRIED = 50  # images that work is tried on, so as to say how long it will take on others
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,15 @@ def timed(model: Classifier, image_set: ImageSet) -> Speed:
         gradient = seconds(lambda: attacks.input_gradient(model, x, y, search=True))
         with torch.no_grad():
             return Speed(gradient, seconds(lambda: model(x)))
+
+
+def foreseen(model: Classifier, image_set: ImageSet, work: Callable[[ImageSet], object]) -> float:
+    """Seconds that `work` will take on all of these images, which the ranks share: its passes are those on a few."""
+    few = image_set.take(images.sample(image_set.labels, TRIED))
+    with Passes(model).counted() as passes:
+        work(few)
+    share = len(image_set) / len(few)
+    return timed(model, image_set).seconds(share * passes.gradient, share * passes.plain) / distributed.count()
 
 
 def said(seconds: float) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stages.common import attacks, device, evaluation, images
 from stages.common.images import Batch, ImageSet
+from stages.common.models import frozen
 
 
 def fgsm_predictions(
@@ -23,7 +24,7 @@ def fgsm_predictions(
         return attacks.fgsm_sweep(model, batch.x, batch.y, epsilons, targeted=target is not None).cpu()
 
     found = images.each_batch(swept, image_set.images, labels, device=device.of(model), description="FGSM")
-    return torch.cat([torch.empty(len(epsilons), 0, dtype=torch.int64), *found], 1)
+    return images.joined(found, torch.int64, len(epsilons))
 
 
 def target_rate(predicted: Tensor, labels: Tensor, target: int) -> Tensor:
@@ -34,24 +35,6 @@ def target_rate(predicted: Tensor, labels: Tensor, target: int) -> Tensor:
 def hits(predicted: Tensor, labels: Tensor, target: int) -> Tensor:
     """Which of the M images of other classes are taken for `target`, of predictions (k, N): bool (k, M)."""
     return predicted[:, labels != target] == target
-
-
-def pgd_correct(
-    model: nn.Module,
-    image_set: ImageSet,
-    eps: float,
-    *,
-    steps: int,
-    seed: int,
-    climbed: attacks.Climbed = attacks.loss_of,
-    norm: type[attacks.Ball] = attacks.Linf,
-    description: str = "PGD",
-) -> Tensor:
-    """Which images PGD at `eps`, a budget in `norm`, leaves correct: bool (N,). See `pgd_predictions`."""
-    predicted = pgd_predictions(
-        model, image_set, eps, steps=steps, seed=seed, climbed=climbed, norm=norm, description=description
-    )
-    return predicted == image_set.labels
 
 
 def pgd_predictions(
@@ -79,7 +62,24 @@ def pgd_predictions(
 
     where = device.of(model)
     found = images.each_batch(answered, image_set.images, image_set.labels, device=where, description=description)
-    return torch.cat([torch.empty(0, dtype=torch.int64), *found])
+    return images.joined(found, torch.int64)
+
+
+def logits(model: nn.Module, image_set: ImageSet, eps: float, *, steps: int, seed: int) -> dict[str, Tensor]:
+    """Logits (N, K) of the images, and of what `attacks.pgd` at `eps` makes of them: clean and pgd.
+
+    Every image is attacked to the end: where `pgd_predictions` stops, at the first error, no model is sure of itself.
+    """
+
+    def answered(batch: Batch) -> Tensor:
+        pgd = attacks.pgd(model, batch.x, batch.y, eps, steps=steps, generator=batch.generator(seed))
+        with frozen(model), torch.no_grad():
+            laid = (x.contiguous(memory_format=torch.channels_last) for x in (batch.x, pgd))
+            return torch.stack([model(x).cpu() for x in laid])
+
+    where = device.of(model)
+    found = images.each_batch(answered, image_set.images, image_set.labels, device=where, description="PGD")
+    return dict(zip(("clean", "pgd"), torch.cat(found, 1), strict=True))
 
 
 def pgd_survivors(model: nn.Module, image_set: ImageSet, epsilons: Sequence[float], *, steps: int, seed: int) -> Tensor:
@@ -95,6 +95,7 @@ def pgd_survivors(model: nn.Module, image_set: ImageSet, epsilons: Sequence[floa
         if eps > 0 and len(attacked):
             chosen = image_set.take(attacked)
             description = f"PGD at {eps:.3g}"
-            alive[attacked] = pgd_correct(model, chosen, eps, steps=steps, seed=seed, description=description)
+            predicted = pgd_predictions(model, chosen, eps, steps=steps, seed=seed, description=description)
+            alive[attacked] = predicted == chosen.labels
         survive[row] = alive
     return survive

@@ -1,6 +1,7 @@
 """The benchmarks run, and both sides of each compute the same thing. Times are never asserted."""
 
 import sys
+from dataclasses import replace
 from operator import attrgetter
 
 import pandas as pd
@@ -24,6 +25,7 @@ from benchmarks import (
 )
 from stages.common import artifacts, evaluation, images, models, params
 from stages.common.errors import UserError
+from tests.small import fit
 
 
 @pytest.fixture
@@ -38,13 +40,25 @@ def test_sweep_predicts_what_its_peers_predict():
     assert all(row["equal"] == 1 and row["ratio"] > 0 for row in rows.values())
 
 
-def test_the_audit_s_attacks_and_torchattacks_leave_as_much():
-    """FGSM is the same to the image; PGD counts what is broken on the way, which can only take off more."""
-    subject = audit.new_subject(quick=True)
+def test_the_audit_s_attacks_and_torchattacks_leave_as_much(digits, tmp_path):
+    """FGSM is the same to the image; the others start at random, and PGD counts what is broken on the way."""
+    few = digits.take(torch.arange(1600, 1660))
+    model = fit(digits, tmp_path)[0].eval()
+    subject = replace(audit.new_subject(quick=True), model=model, image_set=few, eps=0.1, pgd_steps=10)
     ours, theirs = audit.by_the_audit(subject), audit.by_torchattacks(subject)
-    assert ours.keys() - {"pgd 0.0"} == theirs.keys()
-    assert all(value == theirs[name] for name, value in ours.items() if name.startswith("fgsm"))
-    assert audit.measure(quick=True)["ratio"] > 0
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(right, theirs[name]) for name, right in ours.items() if name.startswith(("clean", "fgsm")))
+    for left in (ours, theirs):
+        assert left["clean"].sum() > left["restarted"].sum() > left["strongest"].sum() > 0
+        assert (left["strongest"] <= left["restarted"]).all()
+    assert (ours["strongest"] == theirs["strongest"]).double().mean() >= 0.9
+
+
+def test_the_audit_reports_both_sides():
+    subject = audit.new_subject(quick=True)
+    found = audit.measure(quick=True)
+    assert found["ratio"] > 0 and found["images"] == len(subject.image_set)
+    assert abs(found["ours_left"] - found["peer_left"]) <= 1 - found["equal"] + 1e-9
 
 
 def test_the_strongest_attack_finds_the_same_in_both_precisions():
@@ -56,6 +70,13 @@ def test_training_reports_both_sides():
     found = training.measure(quick=True)
     assert all(value > 0 for value in found.values())
     assert found["ratio"] == found["ours_images_s"] / found["peer_images_s"]
+
+
+@pytest.mark.parametrize(("asked", "kind"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
+def test_training_is_measured_by_a_matrix_product_of_its_own_precision(monkeypatch, asked, kind):
+    knobs = params.load(overrides={"precision": asked})
+    monkeypatch.setattr(params, "load", lambda: knobs)
+    assert training.precision(quick=True) == kind
 
 
 def test_both_training_sides_see_the_same_images():

@@ -56,6 +56,37 @@ def test_a_class_is_counted_with_its_own_images_and_its_most_frequent_guess(foun
     assert rows[1]["knn"] == detection.auroc(parts["id"], parts["ood"][1::2])
 
 
+def test_an_image_has_a_row_with_what_each_model_says_of_it(found):
+    sets = {
+        "id": ImageSet(torch.zeros(80, 1, 8, 8, dtype=torch.uint8), torch.arange(80) % 2, ["ant", "bee"]),
+        **UNKNOWN,
+    }
+    taken_for = {m: {key: torch.arange(len(part)) % 3 for key, part in sets.items()} for m in found}
+    sure = {m: {key: torch.linspace(0, 1, len(part)) for key, part in sets.items()} for m in found}
+    table = tables.by_image(found, taken_for, sure, sets, ["ant", "bee", "cat"])
+    assert table["set"].tolist() == 80 * ["test"] + 60 * ["ood"] + 20 * ["near"]
+    of = table[table["set"] == "near"].set_index("index")
+    assert of["class"].tolist() == 10 * ["cup", "pen"]
+    assert of["robust_taken_for"].tolist()[:4] == ["ant", "bee", "cat", "ant"]
+    assert of["standard_confidence"].tolist() == sure["standard"]["near"].tolist()
+    assert of["robust_knn"].tolist() == found["robust"]["knn"]["near"].tolist()
+
+
+def test_the_lines_state_the_table_s_figures_and_warn_of_wide_intervals(found):
+    table = tables.by_set(found, UNKNOWN, baseline="max_softmax", accept=0.9, confidence=0.95)
+    paired = {"knn": {"difference": 0.01, "low": -0.02, "high": 0.04}}
+    head, *rows, test = tables.lines(table, paired, headline="knn")
+    assert head.startswith("80 ID and 60 OOD images") and head.endswith("AUROC against near")
+    assert [row.split()[:2] for row in rows] == [[model, score] for model in found for score in SCORES]
+    figures = table.set_index(["model", "score", "set"])
+    at = figures.loc[("robust", "knn", "ood")]
+    shown = f"{at.auroc:.3f} [{at.auroc_low:.3f}, {at.auroc_high:.3f}]  {at.fpr95:.3f}"
+    assert rows[3].endswith(f"{shown}  {figures.loc[('robust', 'knn', 'near')].auroc:.3f}")
+    assert test == "knn: robust less standard +0.010 [-0.020, +0.040]"
+    *_, warning = tables.lines(table.assign(auroc_low=table.auroc_high - 0.3), paired, headline="knn")
+    assert warning.startswith("warning: so few images leave intervals up to 0.30 wide")
+
+
 @pytest.mark.parametrize(("kind", "figure"), [("roc", "auroc"), ("pr", "ap_id")])
 def test_curves_carry_the_area_that_their_legend_states(found, kind, figure):
     pairs = main_pairs(found)

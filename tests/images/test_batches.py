@@ -37,6 +37,21 @@ def test_what_is_made_of_each_batch_comes_in_the_order_of_the_set(small):
     assert images.each_batch(len, shown.images[:0], device=CPU, description="test") == []
 
 
+def test_what_was_made_of_each_batch_is_joined_and_nothing_where_there_is_no_image(small):
+    shown = some(50)
+
+    def joined(function, count, dtype, *rows):
+        few = shown.take(torch.arange(count))
+        found = images.each_batch(function, few.images, few.labels, device=CPU, description="test")
+        return images.joined(found, dtype, *rows)
+
+    assert torch.equal(joined(lambda batch: batch.y, 50, torch.int64), shown.labels)
+    assert torch.equal(joined(lambda batch: torch.stack([batch.y, -batch.y]), 50, torch.int64, 2)[1], -shown.labels)
+    for rows in ((), (3,), (3, 2)):
+        empty = joined(lambda batch: batch.y, 0, torch.bool, *rows)
+        assert empty.shape == (*rows, 0) and empty.dtype == torch.bool
+
+
 def test_batches_may_have_another_size_and_no_labels(small):
     shown = some(50)
     sizes = images.each_batch(

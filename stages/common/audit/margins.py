@@ -36,8 +36,7 @@ def multi_targeted(
     that does, and for classes < 1.
     """
     attacks.check(images, labels, eps)
-    if min(classes, steps) < 1:
-        raise ValueError(f"classes and steps must be at least 1, got {classes} and {steps}")
+    attacks.at_least_1(steps=steps, classes=classes)
 
     def attack(x: Tensor, y: Tensor, goals: Tensor) -> Tensor:
         ball = attacks.Linf(x, eps)

@@ -21,8 +21,7 @@ def square_attack(
     Arguments as in `attacks.pgd`; raises ValueError as that does, and for queries < 1.
     """
     attacks.check(images, labels, eps)
-    if queries < 1:
-        raise ValueError(f"queries must be at least 1, got {queries}")
+    attacks.at_least_1(queries=queries)
     count, channels, height, width = images.shape
     low, high = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
     with frozen(model), torch.no_grad():

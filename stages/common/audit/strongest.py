@@ -71,7 +71,7 @@ def by_margins(model: nn.Module, image_set: ImageSet, eps: float, taken: Tensor,
     found, chosen, where = taken.clone(), standing(taken, image_set), device.of(model)
     left, described = image_set.take(chosen), f"audit: margins at {eps:.3g}"
     each = images.each_batch(answered, left.images, left.labels, device=where, description=described)
-    found[chosen] = torch.cat([torch.empty(0, dtype=torch.int64), *each])
+    found[chosen] = images.joined(each, torch.int64)
     return found
 
 

@@ -219,7 +219,7 @@ class Subject:
             )
             return attacks.withstood(self.model, attacked, batch.y)
 
-        return torch.cat([torch.empty(0, dtype=torch.bool), *self._each(withstood, self.square_sample)])
+        return self._joined(withstood, self.square_sample, torch.bool)
 
     @cached_property
     def smallest_eps(self) -> dict[str, Tensor]:
@@ -233,7 +233,7 @@ class Subject:
 
         right = self.correct.nonzero().squeeze(1)
         found = torch.zeros(2, len(self.image_set))
-        found[:, right] = torch.cat([torch.empty(2, 0), *self._each(smallest, right)], 1)
+        found[:, right] = self._joined(smallest, right, torch.float32, 2)
         return dict(zip(("fgsm", "pgd"), found, strict=True))
 
     def curves(self) -> Iterator[dict[str, float | str]]:
@@ -273,17 +273,17 @@ class Subject:
             return torch.stack([attacks.withstood(self.model, x, batch.y) for x in attacked])
 
         survivors = torch.zeros(len(self.budgets), len(self.image_set), dtype=torch.bool)
-        nothing = torch.empty(len(self.budgets), 0, dtype=torch.bool)
-        survivors[:, chosen] = torch.cat([nothing, *self._each(withstood, chosen)], 1)
+        survivors[:, chosen] = self._joined(withstood, chosen, torch.bool, len(self.budgets))
         return self._by_budget(survivors)
 
     def _by_budget(self, survivors: Tensor) -> dict[float, float]:
         return dict(zip(self.budgets, survivors.double().mean(1).tolist(), strict=True))
 
-    def _each(self, function: Callable[[Batch], Tensor], chosen: Tensor) -> list[Tensor]:
-        """What `function` makes of each batch of the images at `chosen`, int64 (n,); see `images.each_batch`."""
+    def _joined(self, function: Callable[[Batch], Tensor], chosen: Tensor, dtype: torch.dtype, *rows: int) -> Tensor:
+        """What `function` makes of the images at `chosen`, int64 (n,): (*rows, n) of `dtype`, see `images.joined`."""
         some, where = self.image_set.take(chosen), device.of(self.model)
-        return images.each_batch(function, some.images, some.labels, device=where, description="audit")
+        each = images.each_batch(function, some.images, some.labels, device=where, description="audit")
+        return images.joined(each, dtype, *rows)
 
     def batches(self, among: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Float images and labels on the model's device: all of them, or those `among`, bool (N,)."""

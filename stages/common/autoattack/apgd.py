@@ -39,7 +39,7 @@ def apgd(
     steps < 1.
     """
     attacks.check(images, labels, eps, norm)
-    at_least_1(steps=steps)
+    attacks.at_least_1(steps=steps)
     found = images.clone()
     with frozen(model):
         alive = attacks.withstood(model, images, labels).nonzero().squeeze(1).to(images.device)
@@ -69,7 +69,7 @@ def apgd_targeted(
     of too few classes.
     """
     attacks.check(images, labels, eps, norm)
-    at_least_1(steps=steps, classes=classes)
+    attacks.at_least_1(steps=steps, classes=classes)
 
     def attack(x: Tensor, y: Tensor, goals: Tensor) -> Tensor:
         ball = norm(x, eps)
@@ -153,13 +153,6 @@ def look(model: nn.Module, value: attacks.Value, images: Tensor, numbers: Tensor
     slope = attacks.gradient(climbed, images.contiguous(memory_format=torch.channels_last))
     logits, values = passed
     return logits, values, slope
-
-
-def at_least_1(**numbers: int) -> None:
-    """Raise a ValueError that names the first of the `numbers` below 1."""
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
 
 
 class _Standing(NamedTuple):

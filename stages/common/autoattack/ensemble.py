@@ -115,4 +115,4 @@ def _survivors(model: nn.Module, image_set: ImageSet, eps: float, name: str, eff
         return attacks.withstood(model, attacked, batch.y)
 
     found = images.each_batch(withstood, image_set.images, image_set.labels, device=where, description=described)
-    return torch.cat([torch.empty(0, dtype=torch.bool), *found])
+    return images.joined(found, torch.bool)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stages.common import attacks
 from stages.common.audit.margins import lead_of, towards_each
-from stages.common.autoattack.apgd import at_least_1, look
+from stages.common.autoattack.apgd import look
 from stages.common.models import frozen
 
 BEYOND = 1.05  # of the way to the plane: a little too far, so as to land beyond the boundary (eta)
@@ -28,7 +28,7 @@ def fab(model: nn.Module, images: Tensor, labels: Tensor, eps: float, *, classes
     is random. Raises ValueError as `attacks.fgsm` does, and for classes or steps < 1.
     """
     attacks.check(images, labels, eps)
-    at_least_1(steps=steps, classes=classes)
+    attacks.at_least_1(steps=steps, classes=classes)
 
     def attack(x: Tensor, y: Tensor, goals: Tensor) -> Tensor:
         return _approach(model, x, y, goals, eps, steps)

@@ -1,4 +1,5 @@
-"""What the detectors' confidences come to: the tables behind plots/ood_*.csv, roc_*.csv and pr_*.csv.
+"""What the detectors' confidences come to: the tables behind plots/ood_*.csv, roc_*.csv and pr_*.csv,
+a row an image, and lines for the terminal.
 
 `found[model][score][set]` are confidences float64 (N,), larger = more in-distribution, of the validation images (val),
 the test images (id) and each OOD set; `pairs[model][score]` are the ID and the OOD ones of one set.
@@ -8,14 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from stages.common import rows
 from stages.common.detection import curves as curves_of
 from stages.common.detection import measures
 from stages.common.images import ImageSet
 
 BINS = 50
+WIDE = 0.2  # an AUROC interval beyond which no two scores can be told apart
 PAIRED = {"difference": "", "low": "_low", "high": "_high", "p_value": "_p"}
 CURVES = {
     "roc": (curves_of.roc_curve, ("fpr", "tpr"), "auroc"),
@@ -76,6 +80,53 @@ def by_class(
                     **{"taken_for": classes[int(guess.argmax())], "share": float(guess.max() / guess.sum())},
                     **aurocs,
                 }
+
+
+def by_image(
+    found: Confidences,
+    taken_for: Mapping[str, Mapping[str, Tensor]],
+    sure: Mapping[str, Mapping[str, Tensor]],
+    sets: Mapping[str, ImageSet],
+    classes: Sequence[str],
+) -> pd.DataFrame:
+    """A row per image of `sets`, as `rows` has them: its class, and by each model which of `classes` it is taken for,
+    how surely, and every detector's confidence.
+
+    `taken_for[model][set]` are predicted labels (N,), and `sure[model][set]` their probabilities (N,).
+    """
+    parts = []
+    for key, image_set in sets.items():
+        columns: dict[str, Tensor | Sequence[object]] = {}
+        columns["class"] = [image_set.classes[i] for i in image_set.labels.tolist()]
+        for model, by_score in found.items():
+            columns[f"{model}_taken_for"] = [classes[i] for i in taken_for[model][key].tolist()]
+            columns[f"{model}_confidence"] = sure[model][key]
+            columns |= {f"{model}_{score}": torch.from_numpy(values[key]) for score, values in by_score.items()}
+        parts.append(rows.part("test" if key == "id" else key, torch.arange(len(image_set)), columns))
+    return pd.concat(parts)
+
+
+def lines(table: pd.DataFrame, paired: Mapping[str, Mapping[str, float]], *, headline: str) -> Iterator[str]:
+    """Of the table `by_set`, for the terminal: the figures on its first set with their intervals, AUROC on the others;
+    and of `paired`, [score], how the two models compare by the score `headline`.
+    """
+    main, *others = table["set"].unique()
+    on_main = table[table["set"] == main]
+    images = on_main.iloc[0]
+    yield (
+        f"{images.id_images} ID and {images.ood_images} OOD images: AUROC [interval], FPR95; "
+        f"AUROC against {', '.join(others)}"
+    )
+    aurocs = table.pivot(index=["model", "score"], columns="set", values="auroc")
+    for row in on_main.itertuples():
+        more = "".join(f"  {aurocs.loc[(row.model, row.score), key]:.3f}" for key in others)
+        interval = f"{row.auroc:.3f} [{row.auroc_low:.3f}, {row.auroc_high:.3f}]"
+        yield f"{row.model:9} {row.score:22}{interval}  {row.fpr95:.3f}{more}"
+    test = paired[headline]
+    yield f"{headline}: robust less standard {test['difference']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}]"
+    widest = (on_main.auroc_high - on_main.auroc_low).max()
+    if widest > WIDE:
+        yield f"warning: so few images leave intervals up to {widest:.2f} wide: the scores cannot be told apart"
 
 
 def curves(pairs: Pairs, results: Results, kind: str) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """From a set's uint8 images to batches of floats on a device, and the same work done to each of them."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -81,6 +81,13 @@ def each_batch(
             bar.update(min(size * distributed.count(), len(images) - bar.n))
     every = distributed.gathered(mine)
     return [every[number % len(every)][number // len(every)] for number in range(total)]
+
+
+def joined(parts: Sequence[Tensor], dtype: torch.dtype, *rows: int) -> Tensor:
+    """What `each_batch` made, (*rows, n) of each batch, side by side: (*rows, N). `dtype` is theirs, since a set of no
+    image has no batch to tell it.
+    """
+    return torch.cat([torch.empty(*rows, 0, dtype=dtype), *parts], -1)
 
 
 def _batch(images: Tensor, labels: Tensor | None, number: int, size: int, device: torch.device) -> Batch:
