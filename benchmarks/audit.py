@@ -59,29 +59,6 @@ def measure(quick: bool) -> dict[str, float]:
     }
 
 
-def precisions(quick: bool) -> dict[str, float]:
-    """What the strongest attack at eps leaves when it looks for its way in float32 and in bfloat16, the share of images
-    on which the two differ, and how many times faster the latter is.
-    """
-    subject = new_subject(quick)
-    left: dict[bool, Tensor] = {}
-
-    def attack(bfloat16: bool) -> Callable[[], None]:
-        def run_it() -> None:
-            with attacks.searching(bfloat16=bfloat16):
-                left[bfloat16] = replace(subject).strongest
-
-        return run_it
-
-    seconds = common.alternate({"float32": attack(False), "bfloat16": attack(True)}, 1)
-    return {
-        "float32": float(left[False].double().mean()),
-        "bfloat16": float(left[True].double().mean()),
-        "differ": float((left[False] != left[True]).double().mean()),
-        "ratio": seconds["float32"] / seconds["bfloat16"],
-    }
-
-
 def by_the_audit(subject: Subject) -> Left:
     return {
         "clean": subject.correct,
@@ -128,11 +105,6 @@ def main() -> None:
         f"{found['images']} images: {found['ours_s']:.1f} s against torchattacks' {found['peer_s']:.1f}, "
         f"{found['ratio']:.2f} times; the strongest attacks leave {found['ours_left']:.3f} and "
         f"{found['peer_left']:.3f}, the same of {found['equal']:.1%}"
-    )
-    found = precisions(quick)
-    print(
-        f"the strongest attack leaves {found['float32']:.3f} in float32, {found['bfloat16']:.3f} in bfloat16, "
-        f"{found['differ']:.1%} of the images differ, {found['ratio']:.2f} times faster"
     )
 
 

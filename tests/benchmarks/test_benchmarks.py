@@ -16,6 +16,7 @@ from benchmarks import (
     frontier,
     large,
     ood,
+    precision,
     ranks,
     scaling,
     sweep,
@@ -23,7 +24,7 @@ from benchmarks import (
     training,
     variants,
 )
-from stages.common import artifacts, evaluation, images, models, params
+from stages.common import artifacts, attacks, evaluation, images, models, params
 from stages.common.errors import UserError
 from tests.small import fit
 
@@ -61,9 +62,19 @@ def test_the_audit_reports_both_sides():
     assert abs(found["ours_left"] - found["peer_left"]) <= 1 - found["equal"] + 1e-9
 
 
-def test_the_strongest_attack_finds_the_same_in_both_precisions():
-    found = audit.precisions(quick=True)
-    assert found["ratio"] > 0 and abs(found["float32"] - found["bfloat16"]) <= found["differ"] <= 0.1
+def test_both_precisions_are_judged_by_the_float32_model():
+    rows = precision.compared(quick=True)
+    assert len(rows) == 4 and all(row["ratio"] > 0 for row in rows)
+    assert all(abs(row["float32"] - row["bfloat16"]) <= row["differ"] / row["images"] for row in rows)
+    assert precision.table(rows).count("\n") == 5
+
+
+def test_a_model_in_bfloat16_stays_in_it_inside_an_attack():
+    net, x = common.small_net(), images.to_float(common.digits(8).images)
+    exact = attacks.gradient(lambda x: net(x).amax(1), x)
+    rough = attacks.gradient(lambda x: precision.InBfloat16(net)(x).amax(1), x)
+    assert rough.dtype == torch.float32 and not torch.equal(rough, exact)
+    assert torch.cosine_similarity(rough.flatten(1), exact.flatten(1)).min() > 0.98
 
 
 def test_training_reports_both_sides():

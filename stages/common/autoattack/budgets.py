@@ -43,8 +43,8 @@ def run_each(
     resume_in: Path,
     name: str,
 ) -> Iterator[Left]:
-    """Yield what `ensemble.run` leaves at each of the budgets, the largest first. Files lie in the folder `resume_in`, by
-    the model's `name`.
+    """Yield what `ensemble.run` leaves at each of the budgets, the largest first. Files lie in the folder `resume_in`,
+    by the model's `name`.
 
     What survives all parts at a budget is spared at the smaller ones by the same norm, which its own holds. So what is
     broken at a budget is broken at every larger one, as in the sweep's worst case, and what takes most of the time, an
