@@ -1,6 +1,6 @@
 """What bfloat16 would change where figures are made: each kind of pass over the robust model in it and in float32.
 
-    python -m benchmarks.precision          # eight minutes on a quiet machine
+    python -m benchmarks.precision          # six minutes on a quiet machine
 
 What an attack has found in either is judged in float32. A kind of pass may look for its way in bfloat16 if it finds as
 much there as in float32. Prints a table and writes it into docs/performance.md, between its markers.
@@ -52,7 +52,7 @@ def compared(quick: bool) -> list[dict[str, float | str]]:
     else:
         test = images.read("test")
         model = models.load_checkpoint(artifacts.CHECKPOINTS / "robust.pt")
-        near, few = nearest(model, common.take(test, 1000), eps, 40), common.take(test, 200)
+        near, few = nearest(model, common.take(test, 1000), eps, 40), common.take(test, 100)
         queries, longest = 2 * knobs.audit.square_queries, autoattack.STEPS
 
     def margins(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
