@@ -6,21 +6,25 @@ they have learnt; the first one alone writes files and speaks, so no figure depe
 
 import contextlib
 import datetime
+import errno
 import json
 import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import IO, TYPE_CHECKING, NoReturn, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from stages.common import arrays
 from stages.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,6 +61,11 @@ def local_rank() -> int | None:
     return int(os.environ.get("LOCAL_RANK", os.environ["RANK"])) if is_rank() else None
 
 
+def fills() -> bool:
+    """Whether this process fills what `shared` makes: the first rank of each machine; on Windows each one its own."""
+    return not local_rank() or sys.platform == "win32"
+
+
 def _joined() -> bool:
     return dist.is_available() and dist.is_initialized()
 
@@ -82,6 +91,50 @@ def from_first(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def shared(shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.memmap:
+    """An array on disk, which the ranks of a machine have once between them, for those that `fills` to fill. Its file
+    has lost its name when this returns, and is gone with the processes, however they end.
+
+    Raises UserError on every rank where the disk of one has no room for it.
+    """
+    size = arrays.size_of(shape, dtype)
+    with _one_file() as file:
+        fault = None
+        if fills():
+            try:
+                arrays.make_room(file, size)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                fault = (
+                    f"{arrays.folder()}: the disk has no room for {size / 1e9:.1f} GB that the stage keeps there while "
+                    "it works; free some space and run again"
+                )
+        if faults := [said for said in gathered(fault) if said is not None]:
+            raise UserError(faults[0])
+        return np.memmap(file, dtype, "r+", shape=shape)
+
+
+@contextlib.contextmanager
+def _one_file() -> Iterator[IO[bytes]]:
+    """An empty file without a name, the same one for all ranks of a machine."""
+    if count() == 1 or sys.platform == "win32":
+        with tempfile.TemporaryFile(dir=arrays.folder()) as file:
+            yield file
+        return
+    name = None
+    if fills():
+        number, name = tempfile.mkstemp(dir=arrays.folder().resolve())
+        os.close(number)
+    of_machines = gathered(name)[: rank() + 1]  # ranks of a machine stand in a row, the one that fills first
+    path = Path(next(given for given in reversed(of_machines) if given is not None))
+    with path.open("r+b") as file:
+        gathered(None)  # all have it open
+        if fills():
+            path.unlink()
+        yield file
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ Images are uint8 (N, C, H, W) in a set and float32 in [0, 1], channels_last, in 
 
 from stages.common.images.augmentation import Augmentation, resize
 from stages.common.images.batches import BATCH_SIZE, Batch, batch_size, batches, each_batch, moved, progress, to_float
-from stages.common.images.maps import give_back
+from stages.common.images.maps import as_tensor, give_back
 from stages.common.images.sampling import sample, windows
 from stages.common.images.sets import Feed, ImageSet, by_prefix, read
 
@@ -15,6 +15,7 @@ __all__ = [
     "Batch",
     "Feed",
     "ImageSet",
+    "as_tensor",
     "batch_size",
     "batches",
     "by_prefix",
