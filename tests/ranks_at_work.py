@@ -3,7 +3,6 @@
 Each task ends with the first rank's findings in FILE.
 """
 
-import os
 import sys
 from dataclasses import replace
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from stages.common import (
+    arrays,
     artifacts,
     autoattack,
     corruptions,
@@ -70,8 +70,8 @@ def judge() -> dict[str, object]:
 
 def fit(folder: Path) -> dict[str, object]:
     """Every detector fitted on disk, and which files of `folder` the ranks have mapped."""
-    os.chdir(folder)
-    (folder / "data").mkdir(exist_ok=True)
+    arrays.DATA = folder / "data"
+    arrays.DATA.mkdir(exist_ok=True)
     sys.modules["stages.common.images.batches"].BATCH_SIZE = 16
     detectors.LARGE, scores.PART = 0, 2500
     every = digits()
@@ -81,10 +81,10 @@ def fit(folder: Path) -> dict[str, object]:
     knobs = params.load(overrides={"ood_eval.neighbours": 5, "ood_eval.guides": 5})
     options, sight = Options.from_params(knobs), detectors.Sight.from_params(knobs)
     fitted = detectors.fit_on(model.eval(), every.take(torch.arange(313)), sight, options)
-    left = [str(path) for path in (folder / "data").iterdir()]
+    left = [str(path) for path in arrays.DATA.iterdir()]
     maps = Path("/proc/self/maps")
     lines = maps.read_text().splitlines() if maps.exists() else []
-    mapped = sorted({line.split()[4] for line in lines if str(folder / "data") in line})  # by inode
+    mapped = sorted({line.split()[4] for line in lines if str(arrays.DATA) in line})  # by inode
     every_scored = detectors.score(fitted, detectors.see(model, every.take(torch.arange(400, 461)), sight))
     return {"scores": every_scored, "left": left, "mapped": distributed.gathered(mapped)}
 

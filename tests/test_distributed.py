@@ -100,6 +100,15 @@ def test_ranks_that_have_other_files_say_so(tmp_path):
     assert "rank 1 has another params.yaml than rank 0; give every machine the same files" in said
 
 
+def test_what_is_wrong_in_params_yaml_is_said_once(tmp_path):
+    """By the first of ranks that were started by hand."""
+    (tmp_path / "params.yaml").write_text("eps: much\n")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "stages.fgsm_sweep"]
+    done = subprocess.run([sys.executable, *torchrun], cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert len(re.findall(r"^error: params.yaml", done.stderr, re.M)) == 1, done.stderr
+
+
 def test_a_port_in_use_is_one_line(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -112,8 +112,7 @@ def shared(shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.memmap:
                     f"{arrays.folder()}: the disk has no room for {size / 1e9:.1f} GB that the stage keeps there while "
                     "it works; free some space and run again"
                 )
-        if faults := [said for said in gathered(fault) if said is not None]:
-            raise UserError(faults[0])
+        stop_at(fault)
         return np.memmap(file, dtype, "r+", shape=shape)
 
 
@@ -163,6 +162,13 @@ def agree(what: str, value: object) -> None:
         raise UserError(f"rank {odd} has another {what} than rank 0; give every machine the same files, then run again")
 
 
+def stop_at(fault: str | None) -> None:
+    """Raises UserError with the first `fault` of the ranks on all of them, if any has one."""
+    for said in gathered(fault):
+        if said is not None:
+            raise UserError(said)
+
+
 @contextlib.contextmanager
 def joined(where: torch.device) -> Iterator[None]:
     """Be one of the ranks that torchrun's environment tells of, on `where`: NCCL between GPUs, gloo between CPUs.
@@ -184,6 +190,8 @@ def joined(where: torch.device) -> Iterator[None]:
             dist.destroy_process_group()
         except BaseException as error:
             _leave_word(error)
+            if LAUNCHED not in os.environ and not first_one and isinstance(error, UserError):
+                time.sleep(1)  # torchrun ends the first rank as soon as another has ended: let it have spoken
             if LAUNCHED in os.environ or not first_one:
                 os._exit(1)  # at once: a group that has lost a member cannot be taken apart in order
             raise
