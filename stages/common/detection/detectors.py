@@ -210,7 +210,9 @@ def _known(
     size = sum(part.nbytes for output in one.values() for part in output)  # of an image
     if size * len(train) <= LARGE:
         seen = see(model, train, sight, names=names, description=description)
-        return {view: FitData(*(part.to(where) for part in output), labels) for view, output in seen.items()}
+        return {
+            view: FitData(output.logits.to(where), output.features.to(where), labels) for view, output in seen.items()
+        }
 
     def room(part: Tensor) -> Tensor:
         return images.as_tensor(distributed.shared((len(train), part.shape[1]), np.float32))
@@ -226,7 +228,7 @@ def _known(
                 all_of_it[part] = some
                 images.give_back(all_of_it[part])
     distributed.gathered(None)  # none looks at what another has still to write
-    return {view: FitData(*output, labels) for view, output in kept.items()}
+    return {view: FitData(output.logits, output.features, labels) for view, output in kept.items()}
 
 
 def _rows(image_set: ImageSet, part: slice) -> ImageSet:

@@ -378,13 +378,15 @@ def _linear_head(train: FitData) -> tuple[Tensor, Tensor]:
     centre = _mean(train, lambda block: block.features.double())
     middle = _mean(train, lambda block: block.logits.double())
 
+    def triangle(rows: Tensor) -> Tensor:
+        return torch.linalg.qr(rows, mode="r").R  # D + K rows at most, with the same solution
+
     def centred(block: FitData) -> Tensor:
-        return torch.cat([block.features.double() - centre, block.logits.double() - middle], 1)
+        rows = torch.cat([block.features.double() - centre, block.logits.double() - middle], 1)
+        return rows if len(train.parts()) == 1 else triangle(rows)
 
-    def joined(one: Tensor, other: Tensor) -> Tensor:
-        return torch.linalg.qr(torch.cat([one, other]), mode="r").R  # at most D + K rows with the same solution
-
-    rows = reduce(joined, map(centred, train.blocks())).cpu()  # CUDA has no gelsd
+    blocks = map(centred, train.blocks())
+    rows = reduce(lambda one, other: triangle(torch.cat([one, other])), blocks).cpu()  # CUDA has no gelsd
     noise = torch.finfo(rows.dtype).eps * max(len(train.labels), dimension)  # relative; torch's own, of all the rows
     solution = torch.linalg.lstsq(rows[:, :dimension], rows[:, dimension:], rcond=noise, driver="gelsd").solution
     weights = solution.T.to(centre.device)

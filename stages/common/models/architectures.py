@@ -162,7 +162,7 @@ class WhitenedCNN(Classifier):
 
     # Its gradient goes where the map equals what was the largest. A compiled graph computes the map a second time for
     # that, in Triton without bfloat16's rounding in between: none is equal, and 0/0 is no number.
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def pool(self, maps: Tensor) -> Tensor:
         return maps.amax((2, 3))
 
