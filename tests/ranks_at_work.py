@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from stages.common import (
+    arrays,
     artifacts,
     autoattack,
     corruptions,
@@ -24,7 +25,7 @@ from stages.common import (
 )
 from stages.common.adversary import Adversary
 from stages.common.audit.subject import Subject
-from stages.common.detection import detectors, evasion
+from stages.common.detection import detectors, evasion, scores
 from stages.common.detection.scores import Options
 from stages.common.images import ImageSet
 from tests.small import RECIPE, SETTINGS, digits, new_model, parts
@@ -67,6 +68,27 @@ def judge() -> dict[str, object]:
     }
 
 
+def fit(folder: Path) -> dict[str, object]:
+    """Every detector fitted on disk, and which files of `folder` the ranks have mapped."""
+    arrays.DATA = folder / "data"
+    arrays.DATA.mkdir(exist_ok=True)
+    sys.modules["stages.common.images.batches"].BATCH_SIZE = 16
+    detectors.LARGE, scores.PART = 0, 2500
+    every = digits()
+    torch.manual_seed(1)
+    model = models.build("whitened_cnn", channels=1, classes=every.classes, widths=[8])
+    model.adapt(images.to_float(every.images))
+    knobs = params.load(overrides={"ood_eval.neighbours": 5, "ood_eval.guides": 5})
+    options, sight = Options.from_params(knobs), detectors.Sight.from_params(knobs)
+    fitted = detectors.fit_on(model.eval(), every.take(torch.arange(313)), sight, options)
+    left = [str(path) for path in arrays.DATA.iterdir()]
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text().splitlines() if maps.exists() else []
+    mapped = sorted({line.split()[4] for line in lines if str(arrays.DATA) in line})  # by inode
+    every_scored = detectors.score(fitted, detectors.see(model, every.take(torch.arange(400, 461)), sight))
+    return {"scores": every_scored, "left": left, "mapped": distributed.gathered(mapped)}
+
+
 def learn(name: str, folder: Path, count: int = 1200, **changes: object) -> dict[str, object]:
     """A training of a few epochs in batches of 48 on the digits."""
     train_set, val_set = parts(digits())
@@ -96,6 +118,7 @@ def disagree() -> dict[str, object]:
 
 TASKS = {
     "judge": lambda folder: judge(),
+    "fit": fit,
     "simple": partial(learn, "simple_cnn"),
     "trades": partial(learn, "simple_cnn", count=96, attack="trades"),
     "whitened": partial(learn, "whitened_cnn"),

@@ -63,6 +63,17 @@ def test_no_figure_depends_on_how_many_ranks_there_are(alone, tmp_path, processe
     assert 0 < int(found["strongest"].sum()) < 97 and 0 < int(found["square"].sum()) < 50  # so that they could differ
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_what_is_fitted_on_many_images_is_there_once(alone, tmp_path, processes):
+    """313 images in batches of 16, exchanged part by part."""
+    found = alone("fit") if processes == 1 else at_work("fit", processes, tmp_path)
+    same(found["scores"], alone("fit")["scores"])
+    assert found["left"] == [] and len(found["mapped"]) == processes
+    if sys.platform == "linux":
+        assert len(found["mapped"][0]) == 4  # logits and features of two views
+        assert all(files == found["mapped"][0] for files in found["mapped"])
+
+
 @pytest.mark.parametrize(("task", "processes"), [("simple", 2), ("simple", 3), ("trades", 2)])
 def test_without_batch_norm_ranks_learn_what_one_process_learns(alone, tmp_path, task, processes):
     """The same images, noise and steps, in spite of sums in another order. TRADES takes four steps alone: its attack
@@ -87,6 +98,15 @@ def test_with_batch_norm_they_learn_as_well_and_repeat_to_the_byte(alone, tmp_pa
 def test_ranks_that_have_other_files_say_so(tmp_path):
     said = at_work("disagree", 2, tmp_path, ok=False)
     assert "rank 1 has another params.yaml than rank 0; give every machine the same files" in said
+
+
+def test_what_is_wrong_in_params_yaml_is_said_once(tmp_path):
+    """By the first of ranks that were started by hand."""
+    (tmp_path / "params.yaml").write_text("eps: much\n")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "stages.fgsm_sweep"]
+    done = subprocess.run([sys.executable, *torchrun], cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert len(re.findall(r"^error: params.yaml", done.stderr, re.M)) == 1, done.stderr
 
 
 def test_a_port_in_use_is_one_line(tmp_path):

@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -20,13 +21,31 @@ SCATTERED = 128  # rows, the same: a look at any of them may bring two megabytes
 
 def empty(shape: tuple[int, ...], dtype: np.typing.DTypeLike = np.uint8) -> np.ndarray:
     """An array to be filled. Raises OSError where the disk has no room for a large one."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    if size <= LARGE:
+    if size_of(shape, dtype) <= LARGE:
         return np.empty(shape, dtype)
-    with tempfile.TemporaryFile(dir=DATA if DATA.is_dir() else None) as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)  # a map with no room behind it ends the process when written to
-        return np.memmap(file, dtype, "w+", shape=shape)
+    with tempfile.TemporaryFile(dir=folder()) as file:
+        make_room(file, size_of(shape, dtype))
+        return np.memmap(file, dtype, "r+", shape=shape)
+
+
+def size_of(shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> int:
+    """The bytes that such an array takes."""
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+
+
+def folder() -> Path:
+    """Where files under large arrays are made."""
+    return DATA if DATA.is_dir() else Path(tempfile.gettempdir())
+
+
+def make_room(file: IO[bytes], size: int) -> None:
+    """Give the file so many bytes. Raises OSError where the disk has no room: a map with none behind it would end the
+    process when written to.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
 
 
 def stack(rows: Iterable[np.ndarray], count: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -6,21 +6,25 @@ they have learnt; the first one alone writes files and speaks, so no figure depe
 
 import contextlib
 import datetime
+import errno
 import json
 import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import IO, TYPE_CHECKING, NoReturn, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from stages.common import arrays
 from stages.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,6 +61,11 @@ def local_rank() -> int | None:
     return int(os.environ.get("LOCAL_RANK", os.environ["RANK"])) if is_rank() else None
 
 
+def fills() -> bool:
+    """Whether this process fills what `shared` makes: the first rank of each machine; on Windows each one its own."""
+    return not local_rank() or sys.platform == "win32"
+
+
 def _joined() -> bool:
     return dist.is_available() and dist.is_initialized()
 
@@ -82,6 +91,49 @@ def from_first(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def shared(shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.memmap:
+    """An array on disk, which the ranks of a machine have once between them, for those that `fills` to fill. Its file
+    has lost its name when this returns, and is gone with the processes, however they end.
+
+    Raises UserError on every rank where the disk of one has no room for it.
+    """
+    size = arrays.size_of(shape, dtype)
+    with _one_file() as file:
+        fault = None
+        if fills():
+            try:
+                arrays.make_room(file, size)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                fault = (
+                    f"{arrays.folder()}: the disk has no room for {size / 1e9:.1f} GB that the stage keeps there while "
+                    "it works; free some space and run again"
+                )
+        stop_at(fault)
+        return np.memmap(file, dtype, "r+", shape=shape)
+
+
+@contextlib.contextmanager
+def _one_file() -> Iterator[IO[bytes]]:
+    """An empty file without a name, the same one for all ranks of a machine."""
+    if count() == 1 or sys.platform == "win32":
+        with tempfile.TemporaryFile(dir=arrays.folder()) as file:
+            yield file
+        return
+    name = None
+    if fills():
+        number, name = tempfile.mkstemp(dir=arrays.folder().resolve())
+        os.close(number)
+    of_machines = gathered(name)[: rank() + 1]  # ranks of a machine stand in a row, the one that fills first
+    path = Path(next(given for given in reversed(of_machines) if given is not None))
+    with path.open("r+b") as file:
+        gathered(None)  # all have it open
+        if fills():
+            path.unlink()
+        yield file
 
 
 @torch.no_grad()
@@ -110,6 +162,13 @@ def agree(what: str, value: object) -> None:
         raise UserError(f"rank {odd} has another {what} than rank 0; give every machine the same files, then run again")
 
 
+def stop_at(fault: str | None) -> None:
+    """Raises UserError with the first `fault` of the ranks on all of them, if any has one."""
+    for said in gathered(fault):
+        if said is not None:
+            raise UserError(said)
+
+
 @contextlib.contextmanager
 def joined(where: torch.device) -> Iterator[None]:
     """Be one of the ranks that torchrun's environment tells of, on `where`: NCCL between GPUs, gloo between CPUs.
@@ -131,6 +190,8 @@ def joined(where: torch.device) -> Iterator[None]:
             dist.destroy_process_group()
         except BaseException as error:
             _leave_word(error)
+            if LAUNCHED not in os.environ and not first_one and isinstance(error, UserError):
+                time.sleep(1)  # torchrun ends the first rank as soon as another has ended: let it have spoken
             if LAUNCHED in os.environ or not first_one:
                 os._exit(1)  # at once: a group that has lost a member cannot be taken apart in order
             raise

@@ -67,7 +67,12 @@ def _as_rank(main: Callable[[], None]) -> None:
     """Run `main` as one of torchrun's ranks, which ends with whoever launched it."""
     if distributed.LAUNCHED in os.environ:
         _end_with(os.getppid(), gone=os.getppid() != int(os.environ[distributed.LAUNCHED]))
-    with distributed.joined(device.choose(params.load().device)):
+    try:
+        where, fault = device.choose(params.load().device), None
+    except UserError as error:
+        where, fault = device.choose("auto"), str(error)  # the others join too, so that one of them says it
+    with distributed.joined(where):
+        distributed.stop_at(fault)
         for file in SAME:
             distributed.agree(str(file), file.read_bytes() if file.is_file() else None)
         _in_memory(main)

@@ -1,15 +1,19 @@
 """Detectors: what each view shows, that batches do not matter, and that gradients point the right way."""
 
+import errno
+import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.common import images, models, params
+from stages.common import arrays, images, models, params
 from stages.common.detection import detectors, scores
 from stages.common.detection.detectors import DETECTORS, Sight
+from stages.common.errors import UserError
 from tests.repository import ROOT
 
 
@@ -119,6 +123,39 @@ def test_a_mirror_image_means_the_same_where_training_mirrors(flip):
     overrides = {"datasets.cifar10.training.flip": flip, "ood_eval.odin_temperature": 10, "ood_eval.odin_eps": "1/255"}
     sight = Sight.from_params(params.load(ROOT / "params.yaml", overrides=overrides))
     assert sight == Sight(mirror=flip, odin_temperature=10, odin_eps=1 / 255)
+
+
+@pytest.fixture
+def on_disk(tmp_path, monkeypatch):
+    """Whatever is fitted lies on disk and is gone through some images at a time."""
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    monkeypatch.setattr(detectors, "LARGE", 0)
+    monkeypatch.setattr(scores, "PART", 2500)  # of images of 64 or of 160 bytes
+    monkeypatch.setattr(sys.modules["stages.common.images.batches"], "BATCH_SIZE", 16)
+
+
+def test_what_is_fitted_on_disk_is_what_is_fitted_in_memory(model, digits, sight, options, fitted, on_disk):
+    """Confidences and their gradients, of every detector; no file is left."""
+    others = detectors.fit_on(model, digits.take(images.sample(digits.labels, 300)), sight, options)
+    assert others.keys() == fitted.keys() and list(Path("data").iterdir()) == []
+    x = images.to_float(digits.images[300:340])
+    for name in fitted:
+        one, other = (detectors.confidence(model, name, by[name], x, sight) for by in (fitted, others))
+        # `nnguide` alone is made of float32 similarities
+        torch.testing.assert_close(one, other, rtol=1e-6 if name == "nnguide" else 1e-9, atol=1e-12, msg=name)
+        if name != "odin":
+            up, same = (detectors.confidence_gradient(model, name, by[name], x, sight) for by in (fitted, others))
+            torch.testing.assert_close(up, same, rtol=1e-4, atol=1e-6 * float(up.abs().max()), msg=name)
+
+
+def test_a_disk_without_room_for_what_is_fitted_is_one_line(model, digits, sight, options, on_disk, monkeypatch):
+    def full(file, size):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(arrays, "make_room", full)
+    with pytest.raises(UserError, match=r"data: the disk has no room for 0.0 GB .* run again$"):
+        detectors.fit_on(model, digits.take(torch.arange(100)), sight, options, names=["knn"])
 
 
 FEATURES = {name for name in DETECTORS if name not in scores.OF_LOGITS} - {"odin"}

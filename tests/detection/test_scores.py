@@ -215,6 +215,27 @@ def test_knn_in_blocks_equals_all_distances(monkeypatch):
     torch.testing.assert_close(whole, -torch.cdist(*unit).kthvalue(5).values, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("part", [1, 24 * 7, 24 * 399])  # an image, seven of them, all but one
+def test_training_images_in_blocks_are_what_they_are_at_once(monkeypatch, name, part):
+    """A dead feature and two alike among them, where least squares has many solutions."""
+    train, (logits, features), _ = toy()
+    train, features = train._replace(features=alike(train.features)), alike(features).requires_grad_()
+    options = replace(OPTIONS, vim_share=0.5)  # with more of the space the residual is what rounding leaves
+    whole = fitted(name, train, options)(logits, features)
+    monkeypatch.setattr(scores, "PART", part)
+    found = fitted(name, train, options)(logits, features)
+    torch.testing.assert_close(found, whole, rtol=1e-6 if name == "nnguide" else 1e-11, atol=1e-12)
+    if found.requires_grad:
+        one, other = (torch.autograd.grad(each.sum(), features)[0] for each in (found, whole))
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def alike(features):
+    """(N, 6) features, of which one says nothing and two say the same."""
+    return torch.cat([features[:, :4], features[:, :1], torch.zeros(len(features), 1)], 1)
+
+
 def test_knn_needs_enough_training_images():
     train, _, _ = toy(20)
     fitted("knn", train, replace(OPTIONS, neighbours=20))

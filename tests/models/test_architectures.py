@@ -73,3 +73,17 @@ def test_an_unknown_architecture_is_refused_with_all_that_are_known():
     with pytest.raises(ValueError, match="vgg") as raised:
         models.build("vgg", channels=3, classes=["a", "b"])
     assert all(name in str(raised.value) for name in models.ARCHITECTURES)
+
+
+def test_no_compiled_graph_looks_for_the_largest():
+    """Its gradient compares for equality what such a graph computes twice, on a GPU not alike."""
+    seen = []
+
+    def spy(graph, inputs):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    model, x = build().eval(), torch.rand(5, 3, 32, 32)
+    compiled = torch.compile(model, backend=spy)
+    assert torch.equal(compiled(x), model(x))
+    assert any("conv" in target for target in seen) and not any("amax" in target for target in seen)

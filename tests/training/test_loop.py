@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from scripts.deps import closure
-from stages.common import evaluation, training
+from stages.common import distributed, evaluation, training
 from stages.common.adversary import METHODS
 from stages.common.errors import UserError
 from stages.common.models import architectures
@@ -132,6 +132,12 @@ def test_the_loop_knows_no_attack():
 def test_a_rate_too_high_is_named(digits, tmp_path):
     with pytest.raises(UserError, match="learning_rate"):
         fit(digits, tmp_path, replace(RECIPE, learning_rate=1e30))
+
+
+def test_a_set_below_a_batch_that_ranks_cannot_share_is_refused(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "count", lambda: 7)
+    with pytest.raises(UserError, match=r"1200 training images are one batch, .* 7 processes .* a multiple of 7 below"):
+        fit(digits, tmp_path, replace(RECIPE, batch_size=1400))
 
 
 def test_the_table_grows_as_epochs_end(digits, tmp_path):

@@ -7,16 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.common import attacks, device, images
+from stages.common import attacks, device, distributed, images
 from stages.common.detection import scores
 from stages.common.detection.scores import FitData, Options, Score
 from stages.common.images import Batch, ImageSet
 from stages.common.models import Classifier, frozen
 from stages.common.params import Params
+
+LARGE = 2**30  # bytes of fitted logits and features that each process keeps: five times CIFAR's, a small part of a GPU
 
 
 class Output(NamedTuple):
@@ -181,21 +184,55 @@ def fit_on(
     description: str = "fit",
 ) -> dict[str, Score]:
     """The detectors `names`, fitted on the training images (ODIN has nothing to learn, so these are not moved). They
-    work on the model's device, and take what they judge to it.
+    work on the model's device, and take what they judge to it. What is fitted on many images lies on disk, once for all
+    ranks of a machine. Raises UserError where the disk has no room for it.
     """
     needed = {name: "plain" if DETECTORS[name].view == "odin" else DETECTORS[name].view for name in names}
     where = device.of(model)
-    seen = see(model, train, sight, names=tuple(dict.fromkeys(needed.values())), description=description)
-    known = {
-        view: FitData(output.logits.to(where), output.features.to(where), train.labels.to(where))
-        for view, output in seen.items()
-    }
+    known = _known(model, train, sight, tuple(dict.fromkeys(needed.values())), description)
 
     def fitted(name: str, view: str) -> Score:
         apply = DETECTORS[name].fit(known[view], options)
         return lambda logits, features: apply(logits.to(where), features.to(where))
 
     return {name: fitted(name, view) for name, view in needed.items()}
+
+
+def _known(
+    model: Classifier, train: ImageSet, sight: Sight, names: Sequence[str], description: str
+) -> dict[str, FitData]:
+    """What the views `names` show of the training images: on the model's device or, above LARGE, on disk, once for all
+    ranks of a machine, seen and exchanged a part at a time.
+    """
+    where = device.of(model)
+    labels = train.labels.to(where)
+    one = see(model, _rows(train, slice(1)), sight, names=names, description=description)
+    size = sum(part.nbytes for output in one.values() for part in output)  # of an image
+    if size * len(train) <= LARGE:
+        seen = see(model, train, sight, names=names, description=description)
+        return {
+            view: FitData(output.logits.to(where), output.features.to(where), labels) for view, output in seen.items()
+        }
+
+    def room(part: Tensor) -> Tensor:
+        return images.as_tensor(distributed.shared((len(train), part.shape[1]), np.float32))
+
+    kept = {view: Output(*map(room, output)) for view, output in one.items()}
+    batch = images.batch_size(train.images)  # whole ones, so that each is the same as in one go
+    step = batch * max(distributed.count(), scores.PART // (size * batch))
+    for start in range(0, len(train), step):
+        part = slice(start, start + step)
+        seen = see(model, _rows(train, part), sight, names=names, description=description)
+        for view, output in seen.items() if distributed.fills() else ():
+            for all_of_it, some in zip(kept[view], output, strict=True):
+                all_of_it[part] = some
+                images.give_back(all_of_it[part])
+    distributed.gathered(None)  # none looks at what another has still to write
+    return {view: FitData(output.logits, output.features, labels) for view, output in kept.items()}
+
+
+def _rows(image_set: ImageSet, part: slice) -> ImageSet:
+    return ImageSet(image_set.images[part], image_set.labels[part], image_set.classes)
 
 
 def score(fitted: Mapping[str, Score], seen: Mapping[str, Output]) -> dict[str, Tensor]:

@@ -4,10 +4,14 @@ A score is a function `fit(train, options)` that returns a function `(logits (N,
 a float64 tensor (N,), larger = more in-distribution, for any K >= 2. To add one, write such a function and
 name it in SCORES. Confidences need not share a scale: everything made of them depends on ranks alone. They are computed
 in float64 (the nearest-neighbour search excepted): a softmax in float32 saturates at exactly 1, and ties lose ranks.
+
+Training images may be more than memory holds, on disk: a score goes through them by `FitData.blocks`, one at a time.
 """
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -19,15 +23,41 @@ from stages.common.errors import UserError
 from stages.common.params import Params
 
 BLOCK = 2**22  # similarities held at once by the nearest-neighbour search: 16 MB, which stay near the cache
+QUERIES = 500  # images whose neighbours are fetched at once
+PART = 2**28  # bytes of fitted features that are worked on at once, as float64 twice that: all of CIFAR's
 SAMPLE = 5000  # training images on which two scores are brought to one scale: 1.4 % of a deviation
 
 
 class FitData(NamedTuple):
-    """What the classifier gives for its own training images: logits (N, K), features (N, D), int64 labels (N,)."""
+    """What the classifier gives for its own training images: logits (N, K), features (N, D), int64 labels (N,).
+
+    Labels lie on the device that the scores work on; logits and features too, or where they are many on disk.
+    """
 
     logits: Tensor
     features: Tensor
     labels: Tensor
+
+    def parts(self) -> list[slice]:
+        """The blocks' places: PART bytes of features each."""
+        rows = max(1, PART // self.features[:1].nbytes)
+        return [slice(start, start + rows) for start in range(0, len(self.labels), rows)]
+
+    def blocks(self) -> Iterator["FitData"]:
+        """Images in a row, on the device."""
+        for part in self.parts():
+            yield FitData(*(values[part].to(self.labels.device) for values in self))
+            self._give_back(part)
+
+    def take(self, chosen: Tensor) -> "FitData":
+        """The images at the indices `chosen`, in that order, on the device."""
+        found = FitData(*(values[chosen.to(values.device)].to(self.labels.device) for values in self))
+        self._give_back(slice(None))
+        return found
+
+    def _give_back(self, rows: slice) -> None:
+        images.give_back(self.logits[rows])
+        images.give_back(self.features[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,20 +143,20 @@ def knn(train: FitData, options: Options) -> Score:
     Similarities are float32 matrix products of at most BLOCK entries; the distance to the neighbour found is float64.
     Raises UserError when there are fewer than k training images.
     """
-    k, size = options.neighbours, len(train.features)
+    k, size = options.neighbours, len(train.labels)
     if k > size:
         raise UserError(
             f"params.yaml: ood_eval.neighbours = {k}: allowed is a whole number from 1 to {size}, the training images"
         )
-    bank = F.normalize(train.features.float(), dim=1)
+    bank = _bank(train, lambda block: F.normalize(block.features.float(), dim=1))
 
     def confidences(logits: Tensor, features: Tensor) -> Tensor:
+        # Which one is nearest has no gradient; the distance to it has
+        nearest = _nearest(features.detach(), bank, k).indices[:, -1]
         parts = []
-        for block in features.split(max(1, BLOCK // size)):
-            with torch.no_grad():  # which one is nearest has no gradient; the distance to it has
-                kth = (F.normalize(block.float(), dim=1) @ bank.T).topk(k, dim=1).indices[:, -1]
-            neighbour = F.normalize(train.features[kth].double(), dim=1)
-            parts.append(-(F.normalize(block.double(), dim=1) - neighbour).norm(dim=1))
+        for some, kth in zip(features.split(QUERIES), nearest.split(QUERIES), strict=True):
+            neighbour = F.normalize(train.take(kth).features.double(), dim=1)
+            parts.append(-(F.normalize(some.double(), dim=1) - neighbour).norm(dim=1))
         return torch.cat(parts)
 
     return confidences
@@ -138,7 +168,7 @@ def mahalanobis(train: FitData, options: Options) -> Score:
     S is the covariance within the classes, tied over them.
     """
     means, residuals = _class_means(train)
-    whiten = _whitening(residuals)
+    whiten = _whitening(train, residuals)
     return lambda logits, features: -_squared_distances(features, means, whiten).amin(1)
 
 
@@ -148,10 +178,9 @@ def relative_mahalanobis(train: FitData, options: Options) -> Score:
     Ren 2021, A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection.
     """
     means, residuals = _class_means(train)
-    whiten = _whitening(residuals)
-    features = train.features.double()
-    centre = features.mean(0, keepdim=True)
-    whiten_all = _whitening(features - centre)
+    whiten = _whitening(train, residuals)
+    centre = _mean(train, lambda block: block.features.double())[None]
+    whiten_all = _whitening(train, lambda block: block.features.double() - centre)
 
     def confidences(logits: Tensor, features: Tensor) -> Tensor:
         background = _squared_distances(features, centre, whiten_all)
@@ -167,12 +196,16 @@ def vim(train: FitData, options: Options) -> Score:
     alpha makes its mean over the training images that of the max logit.
     """
     _, origin = _linear_head(train)
-    centred = train.features.double() - origin
-    _, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+
+    def centred(block: FitData) -> Tensor:
+        return block.features.double() - origin
+
+    _, vectors = torch.linalg.eigh(_covariance(train, centred))
     dimension = len(origin)
     kept = min(max(round(options.vim_share * dimension), 1), dimension - 1)
     null_space = vectors[:, : dimension - kept]  # of the smallest variances
-    alpha = train.logits.double().amax(1).mean() / (centred @ null_space).norm(dim=1).mean().clamp_min(1e-12)
+    largest = _mean(train, lambda block: block.logits.double().amax(1))
+    alpha = largest / _mean(train, lambda block: (centred(block) @ null_space).norm(dim=1)).clamp_min(1e-12)
 
     def confidences(logits: Tensor, features: Tensor) -> Tensor:
         residual = ((features.double() - origin) @ null_space).norm(dim=1)
@@ -189,7 +222,7 @@ def fdbd(train: FitData, options: Options) -> Score:
     """
     weights, _ = _linear_head(train)
     apart = torch.cdist(weights, weights)
-    centre = train.features.double().mean(0)
+    centre = _mean(train, lambda block: block.features.double())
 
     def confidences(logits: Tensor, features: Tensor) -> Tensor:
         logits = logits.double()
@@ -207,21 +240,27 @@ def nnguide(train: FitData, options: Options) -> Score:
 
     Over all training images, where the paper draws one in a hundred of ImageNet's. Raises UserError as `knn` does.
     """
-    k, size = options.guides, len(train.features)
+    k, size = options.guides, len(train.labels)
     if k > size:
         raise UserError(f"params.yaml: ood_eval.guides = {k}: allowed is a whole number from 1 to {size}")
-    bank = F.normalize(train.features.float(), dim=1) * train.logits.float().logsumexp(1, keepdim=True)
 
-    def confidences(logits: Tensor, features: Tensor) -> Tensor:
-        guidance = torch.cat(
-            [
-                (F.normalize(block.float(), dim=1) @ bank.T).topk(k, dim=1).values.double().mean(1)
-                for block in features.split(max(1, BLOCK // size))
-            ]
-        )
-        return logits.double().logsumexp(1) * guidance
+    def weighed(block: FitData) -> Tensor:
+        return F.normalize(block.features.float(), dim=1) * block.logits.float().logsumexp(1, keepdim=True)
 
-    return confidences
+    bank = _bank(train, weighed)
+
+    def guidance(features: Tensor) -> Tensor:
+        found = _nearest(features.detach(), bank, k)
+        if not features.requires_grad:
+            return found.values
+        # The k products once more: a graph over the search would hold the whole bank
+        parts = []
+        for some, nearest in zip(features.split(QUERIES // k + 1), found.indices.split(QUERIES // k + 1), strict=True):
+            guides = weighed(train.take(nearest.flatten())).view(*nearest.shape, -1)
+            parts.append((F.normalize(some.float(), dim=1)[:, None] * guides).sum(2))
+        return torch.cat(parts)
+
+    return lambda logits, features: logits.double().logsumexp(1) * guidance(features).double().mean(1)
 
 
 def knn_entropy(train: FitData, options: Options) -> Score:
@@ -231,10 +270,10 @@ def knn_entropy(train: FitData, options: Options) -> Score:
     A sample of up to SAMPLE training images gives the means and deviations.
     """
     parts = []
-    some = images.sample(train.labels.cpu(), SAMPLE).to(train.features.device)
+    some = train.take(images.sample(train.labels.cpu(), SAMPLE))
     for fit in (knn, entropy):
         score = fit(train, options)
-        known = score(train.logits[some], train.features[some])
+        known = score(some.logits, some.features)
         parts.append((score, known.mean(), known.std().clamp_min(1e-12)))
     return lambda logits, features: torch.stack(
         [(score(logits, features) - mean) / std for score, mean, std in parts]
@@ -282,36 +321,111 @@ def _softmax(logits: Tensor) -> _Softmax:
     return _Softmax(gaps - F.softplus(log_rest)[:, None], log_rest)
 
 
+class _Found(NamedTuple):
+    values: Tensor  # (n, k) similarities, descending
+    indices: Tensor  # (n, k) of the training images that have them
+
+
+def _bank(train: FitData, of: Callable[[FitData], Tensor]) -> Callable[[], Iterable[Tensor]]:
+    """What is searched for neighbours: the rows (n, D) that `of` makes of each block of training images. The only block
+    is kept, several are made anew each time.
+    """
+    if len(train.parts()) > 1:
+        return lambda: map(of, train.blocks())
+    kept = [of(block) for block in train.blocks()]
+    return lambda: kept
+
+
+@torch.no_grad()
+def _nearest(features: Tensor, bank: Callable[[], Iterable[Tensor]], k: int) -> _Found:
+    """The `k` rows of the bank that are most like each of the `features` (N, D) scaled to length 1."""
+    best, start = None, 0
+    for rows in bank():
+        parts = [
+            (F.normalize(some.float(), dim=1) @ rows.T).topk(min(k, len(rows)), dim=1)
+            for some in features.split(max(1, BLOCK // len(rows)))
+        ]
+        found = _Found(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        found = found._replace(indices=found.indices + start)
+        if best is None:
+            best = found
+        else:
+            values, indices = (torch.cat(pair, 1) for pair in zip(best, found, strict=True))
+            kept = values.topk(min(k, values.shape[1]), dim=1)
+            best = _Found(kept.values, indices.gather(1, kept.indices))
+        start += len(rows)
+    assert best is not None  # a training set has images
+    return best
+
+
+def _mean(train: FitData, of: Callable[[FitData], Tensor]) -> Tensor:
+    """The mean over the training images of what `of` makes of each: (n, ...) of a block of n."""
+    return _sum(train, lambda block: of(block).sum(0)) / len(train.labels)
+
+
+def _sum(train: FitData, of: Callable[[FitData], Tensor]) -> Tensor:
+    """What `of` makes of each block of training images, added up."""
+    return reduce(operator.add, map(of, train.blocks()))
+
+
 def _linear_head(train: FitData) -> tuple[Tensor, Tensor]:
     """The classifier's last layer from what it did: weights W (K, D), and ViM's origin o (D,) = -pinv(W) bias.
 
     Logits are W h + bias exactly, so least squares on the training images give both back; where features are
     dependent, the solution of the smallest norm.
     """
-    features, logits = train.features.double(), train.logits.double()
-    centre = features.mean(0)
-    centred = (features - centre).cpu(), (logits - logits.mean(0)).cpu()  # CUDA has no gelsd
-    weights = torch.linalg.lstsq(*centred, driver="gelsd").solution.T.to(features.device)
-    bias = logits.mean(0) - weights @ centre
+    dimension = train.features.shape[1]
+    centre = _mean(train, lambda block: block.features.double())
+    middle = _mean(train, lambda block: block.logits.double())
+
+    def triangle(rows: Tensor) -> Tensor:
+        return torch.linalg.qr(rows, mode="r").R  # D + K rows at most, with the same solution
+
+    def centred(block: FitData) -> Tensor:
+        rows = torch.cat([block.features.double() - centre, block.logits.double() - middle], 1)
+        return rows if len(train.parts()) == 1 else triangle(rows)
+
+    blocks = map(centred, train.blocks())
+    rows = reduce(lambda one, other: triangle(torch.cat([one, other])), blocks).cpu()  # CUDA has no gelsd
+    noise = torch.finfo(rows.dtype).eps * max(len(train.labels), dimension)  # relative; torch's own, of all the rows
+    solution = torch.linalg.lstsq(rows[:, :dimension], rows[:, dimension:], rcond=noise, driver="gelsd").solution
+    weights = solution.T.to(centre.device)
+    bias = middle - weights @ centre
     return weights, -torch.linalg.pinv(weights) @ bias
 
 
-def _class_means(train: FitData) -> tuple[Tensor, Tensor]:
-    """Means (C, D) of the classes that occur, and each feature less its class's mean (N, D)."""
-    features = train.features.double()
-    classes, member = train.labels.unique(return_inverse=True)
-    sums = features.new_zeros(len(classes), features.shape[1]).index_add_(0, member, features)
-    means = sums / member.bincount()[:, None]
-    return means, features - means[member]
+def _class_means(train: FitData) -> tuple[Tensor, Callable[[FitData], Tensor]]:
+    """Means (C, D) of the classes that occur, and what gives each feature of a block less its class's mean (n, D)."""
+    classes, sizes = train.labels.unique(return_counts=True)
+
+    def member(block: FitData) -> Tensor:
+        return torch.searchsorted(classes, block.labels)
+
+    def sums(block: FitData) -> Tensor:
+        features = block.features.double()
+        return features.new_zeros(len(classes), features.shape[1]).index_add_(0, member(block), features)
+
+    means = _sum(train, sums) / sizes[:, None]
+    return means, lambda block: block.features.double() - means[member(block)]
 
 
-def _whitening(residuals: Tensor) -> Tensor:
-    """A matrix W (D, R) with W W' the pseudo-inverse of the covariance of centred `residuals` (N, D).
+def _covariance(train: FitData, centred: Callable[[FitData], Tensor]) -> Tensor:
+    """(D, D), of the rows (n, D) that `centred` makes of a block."""
+
+    def products(block: FitData) -> Tensor:
+        rows = centred(block)
+        return rows.T @ rows
+
+    return _sum(train, products) / len(train.labels)
+
+
+def _whitening(train: FitData, centred: Callable[[FitData], Tensor]) -> Tensor:
+    """A matrix W (D, R) with W W' the pseudo-inverse of the covariance of `centred` features.
 
     Directions with under 1e-10 of the largest variance (a dead unit, or float32 rounding of dependent ones) are left
     out: their inverse would swamp all others.
     """
-    values, vectors = torch.linalg.eigh(residuals.T @ residuals / len(residuals))
+    values, vectors = torch.linalg.eigh(_covariance(train, centred))
     kept = values > 1e-10 * values[-1]
     return vectors[:, kept] / values[kept].sqrt()
 

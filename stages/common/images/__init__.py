@@ -15,7 +15,7 @@ from stages.common.images.batches import (
     progress,
     to_float,
 )
-from stages.common.images.maps import give_back
+from stages.common.images.maps import as_tensor, give_back
 from stages.common.images.sampling import sample, windows
 from stages.common.images.sets import Feed, ImageSet, by_prefix, read
 
@@ -25,6 +25,7 @@ __all__ = [
     "Batch",
     "Feed",
     "ImageSet",
+    "as_tensor",
     "batch_size",
     "batches",
     "by_prefix",

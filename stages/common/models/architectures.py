@@ -161,6 +161,10 @@ class WhitenedCNN(Classifier):
         return maps
 
     def pool(self, maps: Tensor) -> Tensor:
+        # amax's gradient goes where the map equals its largest value. A compiled graph computes the map once more for
+        # that, in Triton without bfloat16's rounding in between: none is equal, and 0/0 is no number. Hence by index
+        if torch.compiler.is_compiling():
+            return F.adaptive_max_pool2d(maps, 1).flatten(1)
         return maps.amax((2, 3))
 
     def head(self, features: Tensor) -> Tensor:

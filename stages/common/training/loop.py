@@ -125,7 +125,14 @@ def train(
 
     The folder `resume_in` gets a work file, named after all that the result depends on: written after each epoch, read
     by the same run started again, deleted at the end.
+
+    Raises UserError for a training set below a batch that ranks cannot share evenly, and as `_epoch` does.
     """
+    if len(train_set) < recipe.batch_size and len(train_set) % (ranks := distributed.count()):
+        raise UserError(
+            f"{name}: the {len(train_set)} training images are one batch, which {ranks} processes cannot share evenly; "
+            f"set datasets.*.training.batch_size to a multiple of {ranks} below it, or ask for fewer processes"
+        )
     regime = Plain() if regime is None else regime
     run = resume.fingerprint(model, train_set, val_set, recipe, regime.settings)
     distributed.agree("training set, model or code", run)
