@@ -21,7 +21,7 @@ START, END = "<!-- table: python -m benchmarks.scaling -->", "<!-- /table of gro
 REPEATS = 3
 IMAGES = (1024, 2048, 4096)
 BUDGETS = (1, 5, 9, 17)
-WIDTHS = ((32, 64, 128), (32, 128, 256), (64, 128, 256), (64, 192, 256))
+WIDTHS = ((32, 64, 128), (32, 128, 256), (48, 192, 384), (64, 256, 384))
 
 
 def sweep(model: torch.nn.Module, image_set: ImageSet, budgets: int) -> Callable[[], None]:
