@@ -90,7 +90,7 @@ queue: setup     ## run the queued experiments J at a time, the cores divided am
 images-table: setup   ## pictures of the test and OOD images that say most, from data/images.csv: build/images
 	@python -m scripts.images_table
 
-bench: setup     ## speed beside peers in the same run, on the prepared CIFAR-10: eight minutes on a quiet machine
+bench: setup     ## speed beside peers in the same run, on the prepared CIFAR-10: a quarter of an hour on a quiet machine
 	python -m benchmarks
 
 autoattack: setup   ## the robust model under AutoAttack and PGD-50 x 10, beside the audit's figure: half an hour

@@ -1,6 +1,6 @@
 """What bfloat16 would change where figures are made: each kind of pass over the robust model in it and in float32.
 
-    python -m benchmarks.precision          # six minutes on a quiet machine
+    python -m benchmarks.precision          # five minutes on a quiet machine
 
 What an attack has found in either is judged in float32. A kind of pass may look for its way in bfloat16 if it finds as
 much there as in float32. Prints a table and writes it into docs/performance.md, between its markers.
