@@ -74,6 +74,30 @@ def test_what_is_fitted_on_many_images_is_there_once(alone, tmp_path, processes)
         assert all(files == found["mapped"][0] for files in found["mapped"])
 
 
+def test_two_machines_have_it_once_each_and_agree_with_one_process(alone, tmp_path):
+    """Two torchruns with two ranks each, the machine that writes started last."""
+    file = tmp_path / "fit.pt"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "2"]
+    torchrun += ["--master-addr", "localhost", "--master-port", port]
+    task = ["-m", "tests.ranks_at_work", "fit", str(file)]
+    machines = [
+        subprocess.Popen(
+            [*torchrun, "--node-rank", number, *task], cwd=ROOT, env=ENV, stderr=subprocess.PIPE, text=True
+        )
+        for number in ("1", "0")
+    ]
+    said = [machine.communicate()[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    found = torch.load(file)
+    same(found["scores"], alone("fit")["scores"])
+    if sys.platform == "linux":
+        first, again, second, _ = found["mapped"]
+        assert first == again and not {*first} & {*second}
+
+
 @pytest.mark.parametrize(("task", "processes"), [("simple", 2), ("simple", 3), ("trades", 2)])
 def test_without_batch_norm_ranks_learn_what_one_process_learns(alone, tmp_path, task, processes):
     """The same images, noise and steps, in spite of sums in another order. TRADES takes four steps alone: its attack
