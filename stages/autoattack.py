@@ -47,7 +47,7 @@ def main() -> None:
     survived: dict[str, Tensor] = {}  # bool (N,), by column
     files: list[WorkFile] = []
     for name, model in both.items():
-        found: dict[Budget, dict[str, Tensor]] = {}  # bool (N,) [budget][part]
+        found: dict[Budget, Left] = {}
         for left in autoattack.run_each(
             model,
             attacked,
@@ -57,19 +57,16 @@ def main() -> None:
             resume_in=workspace.resume_folder(),
             name=name,
         ):
-            found[left.budget] = left.by_part
+            found[left.budget] = left
             files.append(left.file)
             print(f"{name}: {said(left, knobs.confidence)}", flush=True)
         for title, budget in budgets.items():
-            by_part = found[budget]
-            shares = {part: float(alive.double().mean()) for part, alive in by_part.items()}
-            last = list(by_part.values())[-1]
-            of_all = accuracy.figures({"all": last}, knobs.confidence)
-            metrics[name][title] = {**shares, **of_all}
-            survived[rows.column(name, TITLES[budget.norm], budget.eps)] = last
+            left = found[budget]
+            metrics[name][title] = {**left.shares, **accuracy.figures({"all": left.last}, knobs.confidence)}
+            survived[rows.column(name, TITLES[budget.norm], budget.eps)] = left.last
             table += [
                 {"model": name, "budget": title, "eps": budget.eps, "part": part, "accuracy": share}
-                for part, share in shares.items()
+                for part, share in left.shares.items()
             ]
 
     rows.write(rows.FOLDER / "autoattack.csv", rows.part("test", chosen, survived))
@@ -81,10 +78,9 @@ def main() -> None:
 
 def said(left: Left, confidence: float) -> str:
     """A budget and the accuracy after each part, the last one's with its interval."""
-    (norm, eps), by_part, _ = left
-    shares = ", ".join(f"{part} {float(alive.double().mean()):.4f}" for part, alive in by_part.items())
-    low, high = accuracy.interval(list(by_part.values())[-1], confidence)
-    return f"{norm.__name__} {eps:.4g}: {shares} [{low:.3f}, {high:.3f}]"
+    shares = ", ".join(f"{part} {share:.4f}" for part, share in left.shares.items())
+    low, high = accuracy.interval(left.last, confidence)
+    return f"{left.budget.norm.__name__} {left.budget.eps:.4g}: {shares} [{low:.3f}, {high:.3f}]"
 
 
 if __name__ == "__main__":

@@ -32,6 +32,16 @@ class Left(NamedTuple):
     by_part: dict[str, Tensor]
     file: WorkFile
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """The accuracy clean and after each part."""
+        return {part: float(alive.double().mean()) for part, alive in self.by_part.items()}
+
+    @property
+    def last(self) -> Tensor:
+        """Which images are right after all parts: bool (N,)."""
+        return list(self.by_part.values())[-1]
+
 
 def run_each(
     model: nn.Module,

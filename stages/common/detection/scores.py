@@ -327,10 +327,10 @@ class _Found(NamedTuple):
 
 
 def _bank(train: FitData, of: Callable[[FitData], Tensor]) -> Callable[[], Iterable[Tensor]]:
-    """What is searched for neighbours: the rows (n, D) that `of` makes of each block of training images. The only block
-    is kept, several are made anew each time.
+    """What is searched for neighbours: the rows (n, D) that `of` makes of each block of training images. They are kept,
+    unless they are of several blocks on disk: those are made anew each time.
     """
-    if len(train.parts()) > 1:
+    if len(train.parts()) > 1 and images.on_disk(train.features):
         return lambda: map(of, train.blocks())
     kept = [of(block) for block in train.blocks()]
     return lambda: kept

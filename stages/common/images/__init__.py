@@ -15,7 +15,7 @@ from stages.common.images.batches import (
     progress,
     to_float,
 )
-from stages.common.images.maps import as_tensor, give_back
+from stages.common.images.maps import as_tensor, give_back, on_disk
 from stages.common.images.sampling import sample, windows
 from stages.common.images.sets import Feed, ImageSet, by_prefix, read
 
@@ -33,6 +33,7 @@ __all__ = [
     "give_back",
     "joined",
     "moved",
+    "on_disk",
     "progress",
     "read",
     "resize",

@@ -19,6 +19,11 @@ def as_tensor(array: np.ndarray) -> Tensor:
     return tensor
 
 
+def on_disk(tensor: Tensor) -> bool:
+    """Whether the tensor lies on the map of a file."""
+    return tensor.untyped_storage().data_ptr() in _MAPS
+
+
 def give_back(images: Tensor) -> None:
     """Let go of the memory that `images` take as a map or a part of one; they are read again when they are looked at.
 
