@@ -31,7 +31,7 @@ RECIPE = training.Recipe(
 )
 SETTINGS = Settings(
     eps=0.1,
-    largest_budget=0.1,
+    goal=0.1,
     attack="n-fgsm",
     fraction=0.75,
     noise=2.0,

@@ -315,11 +315,10 @@ def test_the_ramp_s_corners():
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1), st.floats(0.01, 1))
-def test_the_budget_grows_to_its_goal_and_stays_there(one, later, share, eps, largest):
+def test_the_budget_grows_to_its_goal_and_stays_there(one, later, share, eps, goal):
     one, later = sorted((one, later))
     few = images.ImageSet(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.arange(2), ["a", "b"])
-    opponent = Adversary(Bent(), few, replace(SETTINGS, eps=eps, largest_budget=largest, ramp=share))
-    goal = min(eps, largest)
+    opponent = Adversary(Bent(), few, replace(SETTINGS, eps=eps, goal=goal, ramp=share))
     assert 0 <= opponent.budget(progress(one)) <= opponent.budget(progress(later)) <= goal
     assert opponent.budget(progress(1.0)) == goal
 
@@ -328,7 +327,7 @@ def test_settings_are_those_of_params_yaml():
     given = {"dataset": "digits", "eps": 0.07, "seed": 5, "train_robust.attack": "rs-fgsm", "train_robust.steps": 7}
     knobs = params.load(overrides=given)
     found, robust = Settings.from_params(knobs), knobs.train_robust
-    assert (found.eps, found.seed, found.attack, found.largest_budget) == (0.07, 5, "rs-fgsm", 0.3)
+    assert (found.eps, found.seed, found.attack, found.goal) == (0.07, 5, "rs-fgsm", 0.07)
     assert (found.steps, found.pgd_steps) == (7, robust.pgd_steps)
     assert (found.fraction, found.noise, found.ramp) == (robust.adversarial_fraction, robust.noise, robust.ramp)
 
@@ -513,10 +512,10 @@ def test_the_worth_of_a_model_is_said_against_guessing_and_the_budget_it_trained
 
 
 def test_the_budget_stops_where_nothing_more_is_learnt(digits, tmp_path):
-    """Above `largest_budget` eps changes what is measured, not what is trained: the weights are the same."""
+    """Above the goal eps changes what is measured, not what is trained: the weights are the same."""
     short = replace(RECIPE, epochs=2)
     (at_limit, near), (beyond, far) = (
-        fit(digits, tmp_path, short, against(replace(SETTINGS, largest_budget=0.05, eps=eps))) for eps in (0.05, 0.3)
+        fit(digits, tmp_path, short, against(replace(SETTINGS, goal=0.05, eps=eps))) for eps in (0.05, 0.3)
     )
     assert same(at_limit, beyond)
     assert [row["eps"] for row in near.rows] == [row["eps"] for row in far.rows]
@@ -536,9 +535,7 @@ def test_no_sound_epoch_is_an_error_that_says_what_to_turn(digits, tmp_path):
 
 def test_plain_fgsm_at_a_large_budget_does_overfit_catastrophically(digits, tmp_path):
     """The study's own recipe, for real: accuracy under its own step far above accuracy under PGD, and noticed."""
-    studys = replace(
-        SETTINGS, eps=0.35, largest_budget=0.35, attack="fgsm", noise=0.0, fraction=1.0, ramp=0.0, pgd_steps=10
-    )
+    studys = replace(SETTINGS, eps=0.35, goal=0.35, attack="fgsm", noise=0.0, fraction=1.0, ramp=0.0, pgd_steps=10)
     rows = []
     recipe = replace(RECIPE, epochs=8, learning_rate=0.2)
     try:

@@ -148,7 +148,7 @@ class Settings:
     """
 
     eps: float
-    largest_budget: float
+    goal: float  # the budget that training grows to
     attack: str
     fraction: float
     noise: float
@@ -169,7 +169,7 @@ class Settings:
         robust = params.train_robust
         return cls(
             eps=params.eps,
-            largest_budget=params.data.train_robust.largest_budget,
+            goal=params.trained_budget("robust"),
             attack=robust.attack,
             fraction=robust.adversarial_fraction,
             noise=robust.noise,
@@ -181,11 +181,6 @@ class Settings:
             validation_images=robust.validation_images,
             seed=params.seed,
         )
-
-    @property
-    def goal(self) -> float:
-        """The budget that training grows to: eps, unless that is more than a model can learn to withstand."""
-        return min(self.eps, self.largest_budget)
 
 
 class Adversary:

@@ -5,7 +5,6 @@ times, no paths, no hostnames. That is what keeps `dvc.lock` and the committed f
 """
 
 import contextlib
-import errno
 import glob
 import io
 import json
@@ -22,7 +21,7 @@ import pandas as pd
 import torch
 
 from stages.common import arrays, distributed
-from stages.common.errors import UserError
+from stages.common.errors import NO_ROOM, UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # only stages that draw pay for its import
@@ -59,7 +58,7 @@ def _appearing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_ROOM:
             raise UserError(f"{path}: the disk is full, nothing was written; free some space and run again") from None
         raise
     finally:

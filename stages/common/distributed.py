@@ -6,7 +6,6 @@ they have learnt; the first one alone writes files and speaks, so no figure depe
 
 import contextlib
 import datetime
-import errno
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stages.common import arrays
-from stages.common.errors import UserError
+from stages.common.errors import NO_ROOM, UserError
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -106,7 +105,7 @@ def shared(shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.memmap:
             try:
                 arrays.make_room(file, size)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno not in NO_ROOM:
                     raise
                 fault = (
                     f"{arrays.folder()}: the disk has no room for {size / 1e9:.1f} GB that the stage keeps there while "

@@ -13,6 +13,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.text import Text
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # a disk's, or what is allowed of it
 OBEYED = ("Cc", "Cs", "Zl", "Zp")  # control characters, bytes that are no UTF-8, line and paragraph ends
 
 

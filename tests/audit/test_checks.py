@@ -334,9 +334,7 @@ def test_pgd_that_rises_with_eps_or_has_not_converged_is_flagged(sound, subject,
 def test_the_studys_own_training_is_flagged(digits, subject, tmp_path):
     """Plain FGSM at a large budget until it overfits: one step finds nothing, ten steps find everything."""
     recipe = replace(RECIPE, epochs=10, weight_decay=0.0, label_smoothing=0.0)
-    studys = replace(
-        SETTINGS, eps=0.3, largest_budget=0.3, attack="fgsm", fraction=1.0, ramp=0.0, overfitting_gap=0.999
-    )
+    studys = replace(SETTINGS, eps=0.3, goal=0.3, attack="fgsm", fraction=1.0, ramp=0.0, overfitting_gap=0.999)
     model, _ = fit(digits, tmp_path, recipe, against(studys))
     asked = subject(model, eps=0.3)
     assert asked.pgd[0.3] < 0.15 < asked.fgsm[0.3]

@@ -49,7 +49,41 @@ def test_the_stem_whitens():
         maps = model.whiten(model.normalize(images))
     half = maps[:, : maps.shape[1] // 2].permute(1, 0, 2, 3).flatten(1).double()
     torch.testing.assert_close(half @ half.T / half.shape[1], torch.eye(12, dtype=torch.float64), atol=0.02, rtol=0)
-    torch.testing.assert_close(maps[:, 12:], -maps[:, :12])  # no direction is lost to the hard swish that follows
+    torch.testing.assert_close(maps[:, 12:], -maps[:, :12])  # no direction is lost to the activation that follows
+
+
+def test_the_stem_lifts_nothing_that_noise_drowns():
+    """Of flat images with a faint texture: whitened alone they show the texture as loud as the rest, for +-0.1 about as
+    the signal is to signal and noise.
+    """
+    model = build(channels=1)
+    images = torch.rand(300, 1, 1, 1).expand(-1, -1, 16, 16) * 0.5 + torch.rand(300, 1, 16, 16) * 0.02
+    loudness = {}
+    for noise in (0.0, 0.1):
+        model.adapt(images, noise)
+        with torch.no_grad():
+            loudness[noise] = model.whiten(model.normalize(images))[:, :4].permute(1, 0, 2, 3).flatten(1).var(1)
+    faint, std = 0.02**2 / 12, float(model.normalize.std)
+    torch.testing.assert_close(
+        loudness[0.0],
+        torch.full((4,), faint / (faint + 5e-4 * std**2)).index_fill(0, torch.tensor(0), 1),
+        atol=0.02,
+        rtol=0,
+    )
+    assert loudness[0.1][0] > 0.8 and (loudness[0.1][1:] < 2 * faint / 0.1**2).all()
+
+
+def test_a_checkpoint_of_before_has_relu_and_another_activation_is_refused():
+    x = torch.rand(4, 3, 16, 16)
+    made = {}
+    for options in ({}, {"activation": "relu"}, {"activation": "silu"}):
+        torch.manual_seed(0)
+        model = models.build("whitened_cnn", channels=3, classes=["a", "b"], widths=[8], **options).eval()
+        model.adapt(x)
+        made[options.get("activation")] = model(x)
+    assert torch.equal(made[None], made["relu"]) and not torch.equal(made[None], made["silu"])
+    with pytest.raises(ValueError, match="silu, relu"):
+        models.build("whitened_cnn", channels=3, classes=["a", "b"], widths=[8], activation="gelu")
 
 
 def test_normalisation_is_the_models_own():

@@ -8,6 +8,7 @@ import pytest
 from stages.common import adversary, class_names, corruptions, datasets, models, params
 from stages.common.detection import detectors
 from stages.common.errors import UserError
+from stages.common.models import architectures
 from stages.common.origin_names import CUSTOM
 from stages.common.params import faults, schema
 from tests.repository import ROOT
@@ -22,6 +23,7 @@ def test_each_name_allowed_is_a_name_known():
     assert names(schema.TrainRobust, "attack") == set(adversary.METHODS)
     known = {*models.ARCHITECTURES, CUSTOM}
     assert names(schema.Model, "name") == known == set(schema.Models.model_fields)
+    assert names(schema.WhitenedCNN, "activation") == set(architectures.ACTIVATIONS)
     assert names(schema.Keys, "dataset") == set(datasets.READERS) == set(schema.Datasets.model_fields)
     assert set(typing.get_args(schema.Detector)) == set(detectors.DETECTORS) - {"odin"}
 

@@ -238,3 +238,18 @@ def test_a_checkpoint_cannot_name_code_outside_of_the_folder(project, tmp_path_f
         with pytest.raises(UserError, match="outside of this folder and is not run"):
             models.load_checkpoint("m.pt")
     assert not Path("ran").exists()
+
+
+def test_only_the_robust_model_s_stem_is_made_for_the_attack_and_for_the_budget_that_is_trained_with(digits):
+    stems = {}
+    for eps in (0.05, 0.1, 0.5):  # as far as largest_budget, 0.3
+        knobs = params.load(overrides={"dataset": "digits", "eps": eps})
+        for which in ("standard", "robust"):
+            stems[which, eps] = training.new_model(knobs, which, digits).state_dict()["whiten.weight"]
+    assert torch.equal(stems["standard", 0.05], stems["standard", 0.5])
+    loudest = [
+        float(stems[key].abs().max()) for key in (("standard", 0.05), *(("robust", eps) for eps in (0.05, 0.1, 0.5)))
+    ]
+    assert loudest == sorted(loudest, reverse=True) and len(set(loudest)) == 4
+    knobs = params.load(overrides={"dataset": "digits", "eps": 0.3})
+    assert torch.equal(training.new_model(knobs, "robust", digits).state_dict()["whiten.weight"], stems["robust", 0.5])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stages.common.errors import UserError
 from stages.common.normalization import Moments
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu}  # of whitened_cnn
 STEM_SIDE = 64  # pixels of the maps that the first layer passes on, at most; those of larger images are pooled
 
 
@@ -65,8 +66,10 @@ class Classifier(nn.Module):
         self.classes = list(classes)
         self.normalize = Normalize(channels)
 
-    def adapt(self, images: Tensor) -> None:
-        """Fit what is fixed before training starts to some training images, float (N, C, H, W) in [0, 1]."""
+    def adapt(self, images: Tensor, noise: float = 0.0) -> None:
+        """Fit what is fixed before training starts to some training images, float (N, C, H, W) in [0, 1], which will be
+        seen with perturbations of up to `noise` a pixel.
+        """
         self.normalize.adapt(images)
 
     def maps(self, images: Tensor) -> list[Tensor]:
@@ -115,11 +118,15 @@ def _batch_norm_without_scale(channels: int) -> nn.BatchNorm2d:
 class WhitenedCNN(Classifier):
     """A small relative of airbench94 (Jordan 2024): a frozen whitening stem, then groups of two 3x3 convolutions.
 
-    ReLU, since GELU halves the speed on a CPU; maps of under 4 pixels are not pooled, so that 8x8 inputs pass.
+    Maps of under 4 pixels are not pooled, so that 8x8 inputs pass. `activation` is one of ACTIVATIONS; a checkpoint
+    that names none has ReLU. Raises ValueError for another.
     """
 
-    def __init__(self, channels: int, classes: Sequence[str], widths: Sequence[int]):
+    def __init__(self, channels: int, classes: Sequence[str], widths: Sequence[int], activation: str = "relu"):
         super().__init__(channels, classes)
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        self.activation = ACTIVATIONS[activation]
         patch = 4 * channels  # a 2x2 patch
         self.whiten = nn.Conv2d(channels, 2 * patch, 2)
         self.whiten.weight.requires_grad_(False)
@@ -139,24 +146,28 @@ class WhitenedCNN(Classifier):
         self.linear = nn.Linear(inputs, len(self.classes), bias=False)
 
     @torch.no_grad()
-    def adapt(self, images: Tensor) -> None:
+    def adapt(self, images: Tensor, noise: float = 0.0) -> None:
+        """The stem whitens patches of images with independent perturbations of +-`noise`: by those of images alone it
+        would lift the faint high frequencies, where an attack is louder than what it hides, thirtyfold.
+        """
         super().adapt(images)
         patches = self.normalize(images).unfold(2, 2, 1).unfold(3, 2, 1)  # (N, C, H-1, W-1, 2, 2)
         patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2).double()
-        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        perturbed = (noise / self.normalize.std.double()).square().flatten().repeat_interleave(4)  # variances
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches) + torch.diag(perturbed))
         weights = (vectors / (values + 5e-4).sqrt()).T.flip(0).view(-1, *self.whiten.weight.shape[1:])
         self.whiten.weight.copy_(torch.cat([weights, -weights]))
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        x, maps = _at_most(STEM_SIDE, F.relu(self.whiten(self.normalize(images)))), []
+        x, maps = _at_most(STEM_SIDE, self.activation(self.whiten(self.normalize(images)))), []
         for first, first_norm, second, second_norm in zip(
             self.first, self.first_norm, self.second, self.second_norm, strict=True
         ):
             x = first(x)
             if min(x.shape[-2:]) >= 4:
                 x = F.max_pool2d(x, 2)
-            x = F.relu(first_norm(x))
-            x = F.relu(second_norm(second(x)))
+            x = self.activation(first_norm(x))
+            x = self.activation(second_norm(second(x)))
             maps.append(x)
         return maps
 

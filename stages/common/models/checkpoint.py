@@ -24,9 +24,9 @@ def build(
     """A new model in channels_last memory format (1.5 to 2 times faster on a CPU) with weights from torch's generator,
     or those of a file.
 
-    `options` are the architecture's own: widths (whitened_cnn), width (resnet18); those of `custom` are `_custom`'s.
-    Raises ValueError for another name, UserError for weights of another architecture, and for a custom model that
-    cannot be built or is no classifier.
+    `options` are the architecture's own: widths and activation (whitened_cnn), width (resnet18); those of `custom` are
+    `_custom`'s. Raises ValueError for another name, UserError for weights of another architecture, and for a custom
+    model that cannot be built or is no classifier.
     """
     if name == CUSTOM:
         return _custom(channels, classes, weights_file, **options)

@@ -57,9 +57,9 @@ class Foreign(Classifier):
         self._look()
         self.recipe = {"name": CUSTOM, "origin": origin, "channels": channels, "size": size, "classes": self.classes}
 
-    def adapt(self, images: Tensor) -> None:
+    def adapt(self, images: Tensor, noise: float = 0.0) -> None:
         if self._adapts:
-            super().adapt(images)
+            super().adapt(images, noise)
 
     def forward(self, images: Tensor) -> Tensor:
         return self._logits(self._whole(self._input(images)))

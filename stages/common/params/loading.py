@@ -47,6 +47,12 @@ class Params(schema.Keys):
         section: schema.Trained = getattr(self, f"train_{which}")
         return section
 
+    def trained_budget(self, which: str) -> float:
+        """The budget that train_<which> grows to, in pixels of [0, 1]: 0 for `standard`; for `robust` eps, unless that
+        is more than a model can learn to withstand.
+        """
+        return 0.0 if which == "standard" else min(self.eps, self.data.train_robust.largest_budget)
+
     def model_of(self, which: str) -> ChosenModel:
         """What train_<which> trains or adopts: its own `model`, else model.name. Somebody else's is called custom."""
         asked = self.trained(which).model or self.model.name

@@ -51,6 +51,7 @@ class Architecture(Section):
 
 class WhitenedCNN(Architecture):
     widths: Annotated[list[Count], Field(min_length=1, max_length=4)]
+    activation: Literal["silu", "relu"]
 
 
 class SimpleCNN(Architecture):

@@ -94,7 +94,8 @@ def new_model(params: Params, which: str, train_set: ImageSet) -> Classifier:
     )
     if adopted is None:
         some = images.sample(train_set.labels, ADAPTED)
-        model.adapt(images.to_float(images.windows(train_set.images, some, WINDOW)))
+        looked_at = images.to_float(images.windows(train_set.images, some, WINDOW))
+        model.adapt(looked_at, params.trained_budget(which))
     return model
 
 
