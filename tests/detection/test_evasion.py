@@ -59,7 +59,7 @@ def test_no_attack_leaves_its_budget(evade, some, monkeypatch):
     monkeypatch.setattr(detectors, "views", spy)
     evade("knn", UP)
     x = images.to_float(some.images)
-    expected = [*BUDGETS, *(eps for eps in BUDGETS[1:] for _ in ("fgsm", "pgd"))]  # noise, and what has an aim
+    expected = [*BUDGETS, *BUDGETS[1:], *BUDGETS[1:]]  # noise, FGSM, PGD
     assert len(seen) == len(expected)
     for eps, batch in zip(expected, seen, strict=True):
         reach = float((batch - x).abs().max())
@@ -75,6 +75,29 @@ def test_many_detectors_are_attacked_as_each_alone(evade, model, fitted, sight, 
         alone = evade(name, DOWN)
         for attack in ATTACKS:
             np.testing.assert_array_equal(together[name][attack], alone[attack])
+
+
+@pytest.mark.parametrize("name", EVADED)
+def test_an_image_that_ranks_last_already_is_left_and_no_rank_changes(
+    model, fitted, sight, some, evade, monkeypatch, name
+):
+    """Both sides together against each one attacked to the end: every AUROC and interval is the same, for less work."""
+    climbed, ascend = [], attacks.ascend
+
+    def spy(uphill, ball, sizes, *, start):
+        climbed.append(len(start))
+        return ascend(uphill, ball, sizes, start=start)
+
+    monkeypatch.setattr(attacks, "ascend", spy)
+    to_the_end = {kind: (evade(name, DOWN)[kind], evade(name, UP)[kind]) for kind in ATTACKS}
+    work = sum(climbed)
+    climbed.clear()
+    alone = {name: fitted[name]}
+    found = evasion.both_sides(model, alone, some, some, BUDGETS, sight=sight, steps=3, seed=0)[name]
+    expected, rows = (list(evasion.rows({"m": {name: pairs}}, BUDGETS, 0.95)) for pairs in (to_the_end, found))
+    for one, other in zip(expected, rows, strict=True):
+        assert one == pytest.approx(other)
+    assert 0 < sum(climbed) < work
 
 
 @pytest.mark.parametrize("name", EVADED)
