@@ -209,7 +209,7 @@ def test_softmax_scores_ignore_what_all_logits_share():
 def test_knn_in_blocks_equals_all_distances(monkeypatch):
     train, inside, _ = toy()
     whole = fitted("knn", train)(*inside)
-    monkeypatch.setattr(scores, "QUERIED", 3)
+    monkeypatch.setattr(scores, "QUERIES", 3)
     monkeypatch.setattr(scores, "SEARCHED", 70)
     torch.testing.assert_close(fitted("knn", train)(*inside), whole)
     unit = [torch.nn.functional.normalize(part.double()) for part in (inside[1], train.features)]

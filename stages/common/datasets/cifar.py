@@ -3,7 +3,6 @@
 Nothing is extracted to disk. Whatever source the same images come from, the arrays have the same bytes.
 """
 
-import errno
 import hashlib
 import http.client
 import io
@@ -25,7 +24,7 @@ from stages.common.datasets import unpickling
 from stages.common.datasets.account import Account, is_system
 from stages.common.datasets.sources import RAW, files_below, open_file, progress, reading, roots
 from stages.common.datasets.splits import Images, Look, Split, labelled
-from stages.common.errors import UserError
+from stages.common.errors import NO_ROOM, UserError
 from stages.common.params import Params
 
 MEMBER_LIMIT = 100_000  # bytes; no 32x32 PNG comes near, so of a larger one no more is unpacked: it is no CIFAR image
@@ -142,7 +141,7 @@ def _read_cifar(name: str, wanted: Sequence[Part], account: Account) -> dict[Par
         try:
             path = _download(name)
         except (OSError, RuntimeError, ImportError, http.client.HTTPException) as error:
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            if getattr(error, "errno", None) in NO_ROOM:
                 raise
             raise UserError(_absent(name, f"and its download failed ({error})")) from None
     if path.name == f"{name}.zip":

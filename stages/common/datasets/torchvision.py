@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import errno
 import inspect
 import operator
 import warnings
@@ -19,7 +18,7 @@ from stages.common.datasets import pictures
 from stages.common.datasets.account import Account
 from stages.common.datasets.sources import DAMAGE, FOREIGN, RAW, fitted, progress, roots
 from stages.common.datasets.splits import Images, Split, hold_out, of_classes
-from stages.common.errors import UserError
+from stages.common.errors import NO_ROOM, UserError
 from stages.common.params import Params
 from stages.common.params.types import LARGEST, SMALLEST
 
@@ -191,7 +190,7 @@ def find(name: str, wanted: Sequence[str], knob: str) -> Source:
         try:
             dataset = _opened(kind, accepted, place, download, FIXED.get(name, {}) | choice)
         except Exception as error:  # each of torchvision's classes has its own way to say that it is not there
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            if getattr(error, "errno", None) in NO_ROOM:
                 raise
             reason = " ".join(str(error).split()) or type(error).__name__
             if "argument split" in reason:

@@ -22,8 +22,8 @@ from stages.common import images
 from stages.common.errors import UserError
 from stages.common.params import Params
 
-QUERIED, SEARCHED = 512, 8192  # images and rows of the bank that are compared at once: 16 MB, at a product's full speed
-QUERIES = 500  # images whose neighbours are fetched at once
+QUERIES = 512  # images whose neighbours are sought, or fetched, at once...
+SEARCHED = 8192  # ...among so many of the bank: similarities of 16 MB, and products at full speed
 PART = 2**28  # bytes of fitted features that are worked on at once, as float64 twice that: all of CIFAR's
 SAMPLE = 5000  # training images on which two scores are brought to one scale: 1.4 % of a deviation
 
@@ -140,7 +140,7 @@ def margin(train: FitData, options: Options) -> Score:
 def knn(train: FitData, options: Options) -> Score:
     """Minus the distance to the k-th nearest training feature, all scaled to length 1, in [-2, 0] (Sun 2022, Deep kNN).
 
-    Similarities are float32 matrix products of QUERIED by SEARCHED; the distance to the neighbour found is float64.
+    Similarities are float32 matrix products of QUERIES by SEARCHED; the distance to the neighbour found is float64.
     Raises UserError when there are fewer than k training images.
     """
     k, size = options.neighbours, len(train.labels)
@@ -342,7 +342,7 @@ def _nearest(features: Tensor, bank: Callable[[], Iterable[Tensor]], k: int) -> 
     best, start = None, 0
     asked = F.normalize(features.float(), dim=1)
     for rows in (part for block in bank() for part in block.split(SEARCHED)):
-        parts = [(some @ rows.T).topk(min(k, len(rows)), dim=1) for some in asked.split(QUERIED)]
+        parts = [(some @ rows.T).topk(min(k, len(rows)), dim=1) for some in asked.split(QUERIES)]
         found = _Found(*(torch.cat(part) for part in zip(*parts, strict=True)))
         found = found._replace(indices=found.indices + start)
         if best is None:
