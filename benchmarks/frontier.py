@@ -11,6 +11,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -46,11 +47,18 @@ def measure(epochs: int, widths: Sequence[int] | None = None) -> dict[str, float
 def draw(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(5.2, 3.4), dpi=100, layout="constrained")
     axes = figure.subplots()
+    offsets = cycle([(4, -10), (-8, 6)])  # numbers of nets that lie close stand apart
     for (widths, processor), rows in table.sort_values("minutes").groupby(["widths", "processor"], sort=False):
-        axes.plot(rows.minutes, rows.accuracy, marker="o", label=f"{widths}, {processor}")
+        (line,) = axes.plot(rows.minutes, rows.accuracy, marker="o", label=f"{widths}, {processor}")
+        offset = next(offsets)
         for row in rows.itertuples():
             axes.annotate(
-                str(row.epochs), (row.minutes, row.accuracy), (4, -10), textcoords="offset points", fontsize=8
+                str(row.epochs),
+                (row.minutes, row.accuracy),
+                offset,
+                textcoords="offset points",
+                fontsize=8,
+                color=line.get_color(),
             )
     axes.set_xscale("log")
     ticks = [0.5, 1, 2, 5, 10, 20, 50]
@@ -66,7 +74,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 2, 4, 8, 18])
+    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 2, 5, 10])
     parser.add_argument("--widths", type=int, nargs="+", help="of the groups of layers (default: params.yaml's)")
     args = parser.parse_args()
     device.keep_freed_memory()
