@@ -3,7 +3,9 @@
     python -m benchmarks.precision          # five minutes on a quiet machine
 
 What an attack has found in either is judged in float32. A kind of pass may look for its way in bfloat16 if it finds as
-much there as in float32. Prints a table and writes it into docs/performance.md, between its markers.
+much there as in float32. The audit's margins do so as they do there, by `attacks.searching`: each step's gradient in
+bfloat16, whether an image is broken in float32. Everything else is in bfloat16 whole. Prints a table and writes it into
+docs/performance.md, between its markers.
 """
 
 import time
@@ -23,6 +25,7 @@ from stages.common.images import ImageSet
 DOCUMENT = Path("docs/performance.md")
 START, END = "<!-- table: python -m benchmarks.precision -->", "<!-- /table of precisions -->"
 Attack = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+Right = Callable[[nn.Module], Tensor]  # a net -> which images it, or an attack on it, leaves right, bool (N,)
 
 
 class InBfloat16(nn.Module):
@@ -64,42 +67,50 @@ def compared(quick: bool) -> list[dict[str, float | str]]:
     def square(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         return square_attack(model, x, y, eps, queries=queries, generator=generator)
 
-    kinds: dict[str, tuple[ImageSet, Callable[[nn.Module], Tensor]]] = {
-        "predictions, clean": (test, lambda net: evaluation.predictions(net, test.images) == test.labels)
+    def by(attack: Attack, image_set: ImageSet, seed: int) -> Right:
+        x, y = images.to_float(image_set.images), image_set.labels
+        return lambda net: attacks.withstood(model, attack(net, x, y, torch.Generator().manual_seed(seed)), y)
+
+    def exact(right: Right) -> Tensor:
+        return right(model)
+
+    def whole(right: Right) -> Tensor:
+        return right(InBfloat16(model).eval())
+
+    def searching(right: Right) -> Tensor:
+        with attacks.searching(bfloat16=True):
+            return right(model)
+
+    kinds: dict[str, tuple[ImageSet, Right, Callable[[Right], Tensor]]] = {
+        "predictions, clean": (test, lambda net: evaluation.predictions(net, test.images) == test.labels, whole)
     }
     for seed in range(1 if quick else 2):
         kinds |= {
-            f"the audit's margins, nearest to a boundary, seed {seed}": (near, by(margins, model, near, seed)),
-            f"targeted APGD, the same images, seed {seed}": (near, by(apgd, model, near, seed)),
+            f"the audit's margins, nearest to a boundary, seed {seed}": (near, by(margins, near, seed), searching),
+            f"targeted APGD, the same images, seed {seed}": (near, by(apgd, near, seed), whole),
         }
-    kinds[f"Square, {queries:,} queries"] = (few, by(square, model, few, 0))
+    kinds[f"Square, {queries:,} queries"] = (few, by(square, few, 0), whole)
 
     rows: list[dict[str, float | str]] = []
-    for kind, (image_set, right) in kinds.items():
+    for kind, (image_set, right, in_bfloat16) in kinds.items():
         left, seconds = [], []
-        for net in (model, InBfloat16(model).eval()):
+        for way in (exact, in_bfloat16):
             start = time.perf_counter()
-            left.append(right(net))
+            left.append(way(right))
             seconds.append(time.perf_counter() - start)
-        exact, rough = left
+        fine, rough = left
         rows.append(
             {
                 "kind": kind,
                 "images": len(image_set),
-                "float32": int(exact.sum()) / len(exact),
+                "float32": int(fine.sum()) / len(fine),
                 "bfloat16": int(rough.sum()) / len(rough),
-                "differ": int((exact != rough).sum()),
+                "differ": int((fine != rough).sum()),
                 "ratio": seconds[0] / seconds[1],
             }
         )
         print(rows[-1], flush=True)
     return rows
-
-
-def by(attack: Attack, model: nn.Module, image_set: ImageSet, seed: int) -> Callable[[nn.Module], Tensor]:
-    """Which images the attack on a net leaves right, bool (N,), as `model` judges."""
-    x, y = images.to_float(image_set.images), image_set.labels
-    return lambda net: attacks.withstood(model, attack(net, x, y, torch.Generator().manual_seed(seed)), y)
 
 
 def nearest(model: nn.Module, image_set: ImageSet, eps: float, count: int) -> ImageSet:
