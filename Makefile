@@ -38,7 +38,7 @@ examine: $(and $(MODEL),$(IMAGES),setup)   ## one classifier judged: make examin
 test: setup      ## every test, the pipeline on the digits included
 	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile
 
-repro: setup     ## the CIFAR study: about two hours on two cores
+repro: setup     ## the CIFAR study: about two hours on two cores that have bfloat16
 	@python -m scripts.mend
 	dvc repro
 

@@ -14,7 +14,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from stages.common import artifacts, images
+from stages.common import artifacts, device, images
 from stages.common.errors import UserError
 from stages.common.images import ImageSet
 
@@ -49,11 +49,13 @@ def budget(text: str) -> float:
 
 
 def processor() -> str:
-    """The CPU's model, as the system names it."""
+    """The CPU's model, as the system names it: one name stands for many generations, of which some lack the
+    instructions that half of the time depends on, and then that is said.
+    """
     cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if info.exists():
         cpu = next((line.split(": ")[1] for line in info.read_text().splitlines() if "model name" in line), cpu)
-    return cpu
+    return cpu if device.bfloat16("auto", torch.device("cpu")) else f"{cpu} without bfloat16"
 
 
 def machine() -> str:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -25,7 +26,8 @@ START, END = "<!-- table: python -m benchmarks.devices -->", "<!-- /table of dev
 EPOCH = 45_000  # images of CIFAR-10 that training sees in one
 SHOWN = {"cuda": EPOCH}  # images that a measured epoch has; fewer on slow devices, and its time is scaled
 FEW, ATTACKED, STEPS = 2048, 500, 20  # images of an epoch and of PGD, and the steps of that
-NARROW = {"models.whitened_cnn.widths": [8, 8, 8], "models.resnet18.width": 4}
+DIGITS = {"standard": 3, "robust": 3, "pgd": 2}  # of each column of seconds, that count
+NARROW = {"models.whitened_cnn.widths": [8, 8, 8], "models.resnet18.width": 8}
 
 
 def made_up(count: int, side: int) -> ImageSet:
@@ -94,11 +96,15 @@ def table(rows: pd.DataFrame) -> str:
         "| device | torch | net | standard epoch, s | n-fgsm epoch, s | PGD-20 on 500 images, s |",
         "|---|---|---|---:|---:|---:|",
     ]
-    for row in rows.itertuples():
-        lines.append(
-            f"| {row.device} | {row.torch} | {row.net} | {row.standard:.3g} | {row.robust:.3g} | {row.pgd:.2g} |"
-        )
+    shown = {name: rows[name].map(partial(_seconds, digits=digits)) for name, digits in DIGITS.items()}
+    for row in rows.assign(**shown).itertuples():
+        lines.append(f"| {row.device} | {row.torch} | {row.net} | {row.standard} | {row.robust} | {row.pgd} |")
     return "\n".join(lines)
+
+
+def _seconds(value: float, digits: int) -> str:
+    """`value` to so many digits, but whole seconds whole: 1.29, 70.6, 1424."""
+    return f"{value:.0f}" if value >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
 def main() -> None:

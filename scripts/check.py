@@ -22,7 +22,9 @@ GIGABYTE = 1e9
 
 def main() -> None:
     knobs = params.load()
-    print(f"params.yaml: sound; device: {device.choose(knobs.device)}")
+    where = device.choose(knobs.device)
+    steps = "bfloat16" if device.bfloat16(knobs.precision, where) else "float32"
+    print(f"params.yaml: sound; device: {where}, steps in {steps}")
     account = Account()
     looked = datasets.look(knobs, account)
     if account.absent:

@@ -24,7 +24,7 @@ from benchmarks import (
     training,
     variants,
 )
-from stages.common import artifacts, attacks, evaluation, images, models, params
+from stages.common import artifacts, attacks, device, evaluation, images, models, params
 from stages.common.errors import UserError
 from tests.small import fit
 
@@ -188,6 +188,15 @@ def test_the_frontier_s_points_are_trained_and_drawn(few_digits):
     assert all(0 < row["accuracy"] <= 1 and row["minutes"] > 0 for row in rows)
     (axes,) = frontier.draw(pd.DataFrame(rows)).axes
     assert {line.get_label() for line in axes.lines} == {f"{row['widths']}, {row['processor']}" for row in rows}
+
+
+def test_a_processor_without_bfloat16_is_another_one(monkeypatch):
+    """Rows of tables go by its name, and one name is sold for both."""
+    names = []
+    for has_it in (True, False):
+        monkeypatch.setattr(device, "bfloat16", lambda precision, where, has_it=has_it: has_it)
+        names.append(common.processor())
+    assert names[1] == f"{names[0]} without bfloat16"
 
 
 def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path):

@@ -34,7 +34,7 @@ def test_a_set_is_seen_the_same_in_any_batches(model, digits, monkeypatch, sight
 
 @pytest.mark.parametrize("name", ["whitened_cnn", "simple_cnn", "resnet18"])
 def test_layers_end_with_the_penultimate_features(name):
-    options = {"whitened_cnn": {"widths": [4, 8]}, "simple_cnn": {}, "resnet18": {"width": 4}}[name]
+    options = {"whitened_cnn": {"widths": [4, 8]}, "simple_cnn": {}, "resnet18": {"width": 8}}[name]
     model = models.build(name, channels=3, classes=["a", "b", "c"], **options).eval()
     x = torch.rand(5, 3, 32, 32)
     *groups, last = model.layers(x)

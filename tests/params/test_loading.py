@@ -82,6 +82,7 @@ BAD = [
     ("model.name", "vgg", "'resnet18'"),
     ("model", 3, "keys"),
     ("models.whitened_cnn.widths", [], "at least one"),
+    ("models.resnet18.width", 7, "8"),
     ("training.momentum", 1, "below 1"),
     ("train_standard.label_smoothing", 1, "below 1"),
     ("train_robust.attack", "autoattack", "'trades'"),

@@ -1,6 +1,7 @@
 """`python -m scripts.check`: what a run needs is told in seconds, and what would stop it is one message."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def test_a_short_account_and_what_comes_next(own, capsys):
     before = sorted(own.rglob("*"))
     check.main()
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("params.yaml: sound; device: ")
+    assert re.fullmatch(r"params\.yaml: sound; device: \w+, steps in (bfloat16|float32)", said[0])
     assert [line for line in said if line.endswith(("own", "own_ood"))] == [
         "datasets.folder.prepare.root: own",
         "datasets.folder.prepare.ood_root: own_ood",

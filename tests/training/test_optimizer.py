@@ -6,12 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.common import models
 from stages.common.training import optimizer
 from tests.small import RECIPE, new_model
 
-OPTIONS = {"whitened_cnn": {"widths": [4]}, "simple_cnn": {}, "resnet18": {"width": 4}}
+OPTIONS = {"whitened_cnn": {"widths": [4]}, "simple_cnn": {}, "resnet18": {"width": 8}}
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
 
@@ -88,13 +90,14 @@ def factors(matrix):
     return left, values, right.T
 
 
+@DTYPES
 @settings(max_examples=60, deadline=None)
 @given(shape=SHAPES, smallest=st.floats(0.1, 1), size=st.floats(-6, 6), seed=st.integers(0, 2**31))
-def test_orthogonalized_keeps_the_directions_and_levels_their_lengths(shape, smallest, size, seed):
+def test_orthogonalized_keeps_the_directions_and_levels_their_lengths(dtype, shape, smallest, size, seed):
     """Of singular values from 1 down to `smallest`, of a matrix of any size, wide or tall: all of them about 1."""
     left, values, right = factors(normal(*shape, seed=seed))
     values = torch.linspace(1, smallest, len(values), dtype=torch.float64)
-    found = optimizer.orthogonalized((10**size * left * values @ right.T).float())
+    found = optimizer.orthogonalized((10**size * left * values @ right.T).float(), dtype)
     assert found.shape == shape and found.dtype == torch.float32
     inner = left.T @ found.double() @ right
     along = inner.diagonal()
@@ -103,10 +106,11 @@ def test_orthogonalized_keeps_the_directions_and_levels_their_lengths(shape, sma
     assert (found.double() - left @ inner @ right.T).abs().max() < 0.06  # ...nor of any that was not there
 
 
-def test_a_direction_with_little_in_it_is_lifted_and_never_turned():
+@DTYPES
+def test_a_direction_with_little_in_it_is_lifted_and_never_turned(dtype):
     left, _, right = factors(normal(12, 40))
     values = torch.logspace(0, -4, 12, dtype=torch.float64)
-    along = (left.T @ optimizer.orthogonalized((left * values @ right.T).float()).double() @ right).diagonal()
+    along = (left.T @ optimizer.orthogonalized((left * values @ right.T).float(), dtype).double() @ right).diagonal()
     share = values / values.norm()
     small = (share < 0.01) & (share > 1e-3)  # below that, what is left of it is bfloat16's rounding
     assert small.sum() >= 2 and (along[small] > 10 * share[small]).all()
@@ -120,11 +124,49 @@ def test_orthogonalized_is_torch_s_own(shape, seed):
     muon = pytest.importorskip("torch.optim._muon")
     matrix = normal(*shape, seed=seed)
     theirs = muon._zeropower_via_newtonschulz(matrix, (3.4445, -4.7750, 2.0315), 3, 1e-7).float()
-    torch.testing.assert_close(optimizer.orthogonalized(matrix), theirs, atol=2**-7, rtol=2**-7)
+    torch.testing.assert_close(optimizer.orthogonalized(matrix, torch.bfloat16), theirs, atol=2**-7, rtol=2**-7)
 
 
-def test_no_gradient_at_all_is_orthogonalized_to_none():
-    assert torch.equal(optimizer.orthogonalized(torch.zeros(3, 8)), torch.zeros(3, 8))
+@settings(max_examples=30, deadline=None)
+@given(shape=SHAPES, seed=st.integers(0, 2**31))
+def test_float32_s_steps_are_a_polynomial_of_the_singular_values(shape, seed):
+    """So they are in exact arithmetic, from a matrix of norm 1: nothing else of it changes."""
+    left, values, right = factors(normal(*shape, seed=seed))
+    values = values / values.norm()
+    for _ in range(3):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    found = optimizer.orthogonalized(normal(*shape, seed=seed))
+    torch.testing.assert_close(found.double(), left * values @ right.T, atol=1e-4, rtol=0)
+
+
+@DTYPES
+def test_no_gradient_at_all_is_orthogonalized_to_none(dtype):
+    assert torch.equal(optimizer.orthogonalized(torch.zeros(3, 8), dtype), torch.zeros(3, 8))
+
+
+class Products(TorchDispatchMode):
+    """Notes what matrices are multiplied in."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.dtypes.add(args[0].dtype)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_muon_multiplies_in_the_precision_of_the_steps(digits, bfloat16):
+    """A processor without instructions for bfloat16 would emulate it, forty times as slow."""
+    model = new_model(digits)
+    for filters in model.parameters():
+        filters.grad = torch.ones_like(filters)
+    _, muon = optimizer.new_optimizers(model, replace(RECIPE, bfloat16=bfloat16))
+    with Products() as products:
+        muon.step()
+    assert products.dtypes == {torch.bfloat16 if bfloat16 else torch.float32}
 
 
 def by_definition(filters, gradients, rates):
@@ -169,7 +211,7 @@ def test_a_step_is_as_long_whatever_the_length_of_filters_and_gradient(shape, sc
     muon.step()
     moved = unit - filters.detach()
     expected = 0.1 * optimizer.orthogonalized(gradient.flatten(1)).view(shape)
-    torch.testing.assert_close(moved, expected, atol=3e-3, rtol=0.03)  # bfloat16 rounds the two gradients otherwise
+    torch.testing.assert_close(moved, expected, atol=1e-4, rtol=0)
     muon.param_groups[0]["lr"] = 0.0
     muon.step()
     assert float(filters.detach().norm()) == pytest.approx(shape[0] ** 0.5, rel=1e-4)  # a rate of 0 sets the length

@@ -19,11 +19,13 @@ class Muon(torch.optim.Optimizer):
 
     Every direction in which a filter bank can change is moved alike, however small its gradient. A filter bank is set
     to length sqrt(outputs) before each step, which BatchNorm after it undoes, and which makes `lr` the step's length
-    beside it (airbench94_muon). torch.optim.Muon takes matrices alone, and scales nothing.
+    beside it (airbench94_muon). torch.optim.Muon takes matrices alone, scales nothing, and multiplies in bfloat16
+    wherever it is, which takes a processor without instructions for it forty times as long as float32.
     """
 
-    def __init__(self, filters: Iterable[Tensor], lr: float):
+    def __init__(self, filters: Iterable[Tensor], lr: float, dtype: torch.dtype = torch.float32):
         super().__init__(filters, {"lr": lr, "peak": lr})
+        self.dtype = dtype  # of the products that orthogonalise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -38,16 +40,16 @@ class Muon(torch.optim.Optimizer):
                 momentum.mul_(FILTER_MOMENTUM).add_(gradient)
                 ahead = gradient.add(momentum, alpha=FILTER_MOMENTUM)  # Nesterov
                 filters.mul_(len(filters) ** 0.5 / filters.norm().clamp_min(1e-12))
-                filters.sub_(orthogonalized(ahead.flatten(1)).view_as(filters), alpha=group["lr"])
+                filters.sub_(orthogonalized(ahead.flatten(1), self.dtype).view_as(filters), alpha=group["lr"])
 
 
-def orthogonalized(matrix: Tensor) -> Tensor:
-    """About U V^T of a matrix (m, n) = U S V^T, by Newton-Schulz steps in bfloat16: float32 (m, n).
+def orthogonalized(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """About U V^T of a matrix (m, n) = U S V^T, by Newton-Schulz steps in `dtype`: (m, n), of the matrix's own type.
 
     Singular values come out between 0.4 and 1.21 where they were at least a hundredth of the matrix's norm; smaller
     ones are lifted towards that (Jordan 2024).
     """
-    x = matrix.to(torch.bfloat16)
+    x = matrix.to(dtype)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / x.norm().clamp_min(1e-7)
@@ -60,7 +62,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 
 def new_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """SGD on all that is trained, but for the filters of convolutions where the recipe has a `filter_rate`: those are
-    Muon's. Each group keeps its highest rate under `peak`.
+    Muon's, in the precision of the recipe's steps. Each group keeps its highest rate under `peak`.
     """
     shifts = [module.bias for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -77,7 +79,8 @@ def new_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimiz
         torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
     ]
     if filters and recipe.filter_rate:
-        optimizers.append(Muon(filters, recipe.filter_rate))
+        dtype = torch.bfloat16 if recipe.bfloat16 else torch.float32
+        optimizers.append(Muon(filters, recipe.filter_rate, dtype))
     return optimizers
 
 
