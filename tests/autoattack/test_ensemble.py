@@ -64,7 +64,7 @@ def test_a_part_breaks_the_images_that_torchattacks_breaks(trained, few, name, w
     theirs = attacks.withstood(model, THEIRS[name](model, eps)(x, y), y)
     assert 0.3 < theirs.float().mean() < 0.8
     assert (ours == theirs).float().mean() >= (0.93 if name == "square" else 0.96)
-    assert abs(ours.float().mean() - theirs.float().mean()) <= (0.05 if name == "square" else 0.02)
+    assert abs(ours.float().mean() - theirs.float().mean()) <= (0.03 if name == "square" else 0.02)
 
 
 def survivors(model, image_set, eps, seed=0, done=None):
